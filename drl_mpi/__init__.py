@@ -1,0 +1,1 @@
+"""Distributed deep reinforcement learning over MPI."""

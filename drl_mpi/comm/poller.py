@@ -1,0 +1,77 @@
+"""The one place that waits.
+
+A blocking MPI call spins: it burns a whole core for as long as it waits. Ranks share cores here, so
+that core is somebody's training step. Polling with back-off from 20 us to 1 ms takes about a tenth
+of the CPU time for the same latency at our message sizes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+FIRST_SLEEP_S = 20e-6
+LONGEST_SLEEP_S = 1e-3
+SILENCE_S = 600.0
+
+
+class SilenceError(RuntimeError):
+    """Nothing came from a peer for longer than the silence timeout: it is stuck or gone."""
+
+
+class Poller:
+    """Waits for conditions, and accounts how long.
+
+    Args:
+        silence_s: seconds after which a wait is given up. MPI does not report a cut link, so
+            every wait needs a bound of its own.
+        clock: monotonic seconds; replaced in tests.
+        sleep: sleeps for the given seconds; replaced in tests.
+    """
+
+    def __init__(
+        self,
+        silence_s: float = SILENCE_S,
+        clock: Callable[[], float] = time.perf_counter,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.silence_s = silence_s
+        self.idle_s = 0.0
+        """Seconds spent waiting so far."""
+        self._clock = clock
+        self._sleep = sleep
+
+    def wait(self, ready: Callable[[], T | None], what: str) -> T:
+        """Calls ``ready`` with back-off until it returns something other than ``None``.
+
+        Args:
+            ready: must not block; it should drive whatever else needs progress.
+            what: what is being waited for, for the error's text.
+
+        Raises:
+            SilenceError: after ``silence_s`` seconds without success.
+        """
+        result = ready()
+        if result is not None:
+            return result
+        began = self._clock()
+        pause = FIRST_SLEEP_S
+        try:
+            while True:
+                self._sleep(pause)
+                result = ready()
+                if result is not None:
+                    return result
+                waited = self._clock() - began
+                if waited > self.silence_s:
+                    raise SilenceError(
+                        f"waited {waited:.0f} s for {what}, longer than the silence timeout of "
+                        f"{self.silence_s:.0f} s: that rank is stuck, or its link is cut. See its "
+                        "log in the run folder; raise --silence-timeout if it is merely slow"
+                    )
+                pause = min(2 * pause, LONGEST_SLEEP_S)
+        finally:
+            self.idle_s += self._clock() - began

@@ -1,0 +1,95 @@
+"""The ranks of a job: who we are, who the others are, and how to end all of them."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from drl_mpi.comm.mpi import MPI
+from drl_mpi.comm.poller import Poller
+
+T = TypeVar("T")
+
+TAG_UNROLLS = 1
+TAG_PARAMETERS = 2
+
+
+@dataclass(frozen=True)
+class World:
+    """All ranks of the job. Its methods pickle, and so are for start-up and checkpoints only."""
+
+    comm: MPI.Comm
+    """A duplicate of COMM_WORLD, so that no library's messages meet ours."""
+    rank: int
+    size: int
+
+    def share(self, value: T | None) -> T:
+        """Rank 0's value, on every rank. Collective."""
+        return self.comm.bcast(value, root=0)  # type: ignore[no-any-return]
+
+    def hosts(self) -> list[str]:
+        """Host name of every rank, in rank order. Collective."""
+        return self.comm.allgather(socket.gethostname())
+
+    def group(self, ranks: Sequence[int]) -> Group | None:
+        """A communicator of some ranks; ``None`` on the others. Collective over the world."""
+        member = self.rank in ranks
+        comm = self.comm.Split(0 if member else MPI.UNDEFINED, key=self.rank)
+        return Group(comm) if member else None
+
+    def abort(self, code: int) -> None:
+        """Ends every rank of the job at once. Nothing registered with atexit runs."""
+        self.comm.Abort(code)
+
+    @property
+    def left(self) -> bool:
+        """Whether ``leave`` was called."""
+        return bool(MPI.Is_finalized())
+
+    def leave(self) -> None:
+        """Takes an orderly leave of MPI. Collective."""
+        MPI.Finalize()
+
+
+class Group:
+    """Some ranks that work in step, such as the learners.
+
+    Args:
+        comm: their communicator.
+    """
+
+    def __init__(self, comm: MPI.Comm) -> None:
+        self.comm = comm
+        self.rank = comm.Get_rank()
+        self.size = comm.Get_size()
+
+    def sum(self, values: npt.NDArray[np.float32], poller: Poller) -> None:
+        """Replaces ``values`` by their sum over all members. Collective, and never spins."""
+        request = self.comm.Iallreduce(MPI.IN_PLACE, values, op=MPI.SUM)
+        poller.wait(lambda: request.Test() or None, "the other learners' gradients")
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """Every member's value in rank order, at member 0; ``None`` elsewhere. Pickles."""
+        return self.comm.gather(value, root=0)
+
+    def share(self, value: T | None) -> T:
+        """Member 0's value, on every member. Pickles."""
+        return self.comm.bcast(value, root=0)  # type: ignore[no-any-return]
+
+
+def connect() -> World:
+    """Initialises MPI, for one thread of calls per rank, and returns the world."""
+    if not MPI.Is_initialized():
+        MPI.Init_thread(MPI.THREAD_FUNNELED)
+    comm = MPI.COMM_WORLD.Dup()
+    return World(comm, comm.Get_rank(), comm.Get_size())
+
+
+def library_version() -> str:
+    """First line of the MPI library's description of itself, e.g. ``Open MPI v5.0.11 ...``."""
+    return MPI.Get_library_version().splitlines()[0].rstrip("\x00")

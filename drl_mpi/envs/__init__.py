@@ -1,0 +1,26 @@
+"""Atari and any Gymnasium environment with discrete actions, as one batch of NumPy arrays.
+
+spec = probe("ALE/Pong-v5", EnvOptions())
+env = make("ALE/Pong-v5", 32, EnvOptions(sticky=0.25))
+rows = env.reset(seed_for(seed, actor, 32))
+rows = env.step(actions)
+"""
+
+from drl_mpi.envs.base import BatchedEnv, EnvError, EnvSpec, Rows
+from drl_mpi.envs.catalogue import make, probe
+from drl_mpi.envs.options import EnvOptions
+from drl_mpi.envs.seeds import seed_for
+from drl_mpi.envs.stacking import build_stacks, update_stack
+
+__all__ = [
+    "BatchedEnv",
+    "EnvError",
+    "EnvOptions",
+    "EnvSpec",
+    "Rows",
+    "build_stacks",
+    "make",
+    "probe",
+    "seed_for",
+    "update_stack",
+]

@@ -1,0 +1,105 @@
+"""The learner's batch: B environments' unrolls side by side, as torch tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from drl_mpi.envs import build_stacks
+from drl_mpi.experience.unroll import UnrollShape
+
+Fields = Mapping[str, npt.NDArray[np.generic]]
+
+
+@dataclass
+class Episodes:
+    """Games that ended in a batch: unclipped returns, and lengths in steps."""
+
+    returns: list[float] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+
+
+class Batch:
+    """Preallocated tensors of one update; time-major.
+
+    Args:
+        shape: the unroll's shape; its ``envs`` is B, the batch's width.
+
+    Attributes:
+        observations: frame dtype ``[T+1, B, *observation_shape]``.
+        firsts: bool ``[T+1, B]``, rows that begin an episode.
+        actions: int64 ``[T, B]``.
+        rewards, discounts: float32 ``[T, B]``.
+        log_probs: float32 ``[T, B]``, of the behaviour policy (mu).
+        valid: bool ``[T, B]``, false for transitions into a reset: nothing was decided there, and
+            what follows is another game.
+        state: float32 ``[parts, B, hidden]`` before row 0, or ``None`` without a core.
+        versions: int64 ``[B]``, the policy version that acted; -1 for replayed unrolls.
+        waited_s, worked_s: seconds that the actors behind this batch waited and worked for it.
+        episodes: games that ended within it.
+    """
+
+    def __init__(self, shape: UnrollShape) -> None:
+        t, b = shape.length, shape.envs
+        self.shape = shape
+        dtype = getattr(torch, shape.spec.frame_dtype)
+        self._stacks = torch.empty(
+            (t + 1, b, shape.spec.stack, *shape.spec.frame_shape), dtype=dtype
+        )
+        self.observations = self._stacks.view(t + 1, b, *shape.spec.observation_shape)
+        self.firsts = torch.empty((t + 1, b), dtype=torch.bool)
+        self.actions = torch.empty((t, b), dtype=torch.int64)
+        self.rewards = torch.empty((t, b), dtype=torch.float32)
+        self.discounts = torch.empty((t, b), dtype=torch.float32)
+        self.log_probs = torch.empty((t, b), dtype=torch.float32)
+        self.valid = torch.empty((t, b), dtype=torch.bool)
+        self.state = (
+            torch.empty((shape.state_shape[0], b, *shape.state_shape[1:]))
+            if shape.state_shape
+            else None
+        )
+        self.versions = np.full(b, -1, dtype=np.int64)
+        self.waited_s = 0.0
+        self.worked_s = 0.0
+        self.episodes = Episodes()
+
+    def begin(self) -> None:
+        """Forgets the statistics of the previous update."""
+        self.versions.fill(-1)
+        self.waited_s = self.worked_s = 0.0
+        self.episodes = Episodes()
+
+    def write(self, column: int, fields: Fields) -> None:
+        """Copies an unroll's transitions into the columns from ``column`` on.
+
+        Args:
+            column: first column.
+            fields: the per-environment fields of ``UnrollShape.record``, ``[rows, n, ...]``.
+        """
+        n = fields["actions"].shape[1]
+        columns = slice(column, column + n)
+        build_stacks(
+            fields["frames"], fields["resets"], self.shape.spec.stack,
+            out=self._stacks.numpy()[:, columns],
+        )
+        for name in ("firsts", "actions", "rewards", "discounts", "log_probs"):
+            getattr(self, name).numpy()[:, columns] = fields[name]
+        t = self.shape.length
+        np.logical_not(fields["resets"][-t:], out=self.valid.numpy()[:, columns])
+        if self.state is not None:
+            self.state.numpy()[:, columns] = fields["state"]
+
+    def note(self, column: int, fields: Fields) -> None:
+        """Takes down the statistics that travel with a fresh unroll of n environments."""
+        n = fields["actions"].shape[1]
+        self.versions[column : column + n] = fields["version"]
+        self.waited_s += float(fields["waited_s"])
+        self.worked_s += float(fields["worked_s"])
+        lengths = fields["episode_lengths"]
+        for t, env in np.argwhere(lengths > 0):
+            self.episodes.returns.append(float(fields["episode_returns"][t, env]))
+            self.episodes.lengths.append(int(lengths[t, env]))

