@@ -44,11 +44,15 @@ clean:
 # The stamp is newer than what the environment was made from, so a second run installs nothing.
 $(RUN_STAMP): setup.cfg constraints.txt
 	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "drl_mpi needs Python 3.11 or newer: $(or $(PYTHON),python3) is" \
-	    "$$($(or $(PYTHON),python3) --version 2>&1); name another: make run PYTHON=/path/to/python3" >&2; \
+	  echo "drl_mpi needs Python 3.11 or newer; $(or $(PYTHON),python3) is" \
+	    "$$($(or $(PYTHON),python3) --version 2>/dev/null || echo missing):" \
+	    "make run PYTHON=/path/to/python3.11" >&2; \
 	  exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "$(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; \
+	  exit 1; }
+	@! ls .venv/made-* 2>/dev/null | grep -qv 'made-$(MPI)\(-test\)\?$$' || { \
+	  echo "MPI=$(MPI), but .venv was made with another MPI; two do not live together: make clean" >&2; \
 	  exit 1; }
 	@echo "installing into .venv (once; some minutes)"
 	@$(PYTHON) -m venv .venv

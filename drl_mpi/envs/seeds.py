@@ -18,7 +18,7 @@ def seed_for(seed: int, actor: int, envs_per_actor: int, epoch: int = 0) -> int:
     those of two epochs (an epoch is one restart of the environments at a checkpoint boundary). The
     2**31 seeds hold 2**31 / (4096 * w) epochs, w being envs_per_actor rounded up to a power of two:
     16,384 with 32 environments. Later epochs start again with the seeds of epoch 0, other actors
-    still excluded. Run seeds scatter the ranges, so runs with neighbouring seeds are unrelated.
+    still excluded. The run seed is scrambled, so that two runs hardly ever share a range.
 
     seed: run seed, any integer >= 0. actor: 0 .. 4095. envs_per_actor: 1 .. 32768. epoch: >= 0.
     Returns a seed for `BatchedEnv.reset`. Pure: depends on nothing else.
@@ -35,12 +35,7 @@ def seed_for(seed: int, actor: int, envs_per_actor: int, epoch: int = 0) -> int:
         )
     width = 1 << (envs_per_actor - 1).bit_length()
     blocks = (MAX_SEED + 1) // width
-    # An odd multiplier and an offset permute the integers modulo a power of two, so distinct
-    # (epoch, actor) pairs keep distinct blocks whatever the run seed.
-    multiplier = _mix(2 * seed) | 1
-    offset = _mix(2 * seed + 1)
-    block = ((epoch * MAX_ACTORS + actor) * multiplier + offset) % blocks
-    return block * width
+    return (_mix(seed) + epoch * MAX_ACTORS + actor) % blocks * width
 
 
 def _mix(value: int) -> int:

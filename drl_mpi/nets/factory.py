@@ -126,5 +126,6 @@ def _fits(name: str, shape: tuple[int, ...]) -> None:
     if min(shape[1:]) < least:
         raise ValueError(
             f"net is {name!r} but the observation shape is {shape},"
-            f" allowed: (channels, height, width) of at least {least}x{least} pixels; use net {fit!r}, or put channels first"
+            f" allowed: (channels, height, width) of at least {least}x{least} pixels;"
+            f" use net {fit!r}, or put channels first"
         )

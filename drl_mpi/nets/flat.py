@@ -16,6 +16,8 @@ class FlatParameters:
 
     Make it after the module is on its device: `module.to(...)` would cut the views.
     Backward passes add into `gradient`; writing to `vector` changes the module.
+    MKL's last bits depend on the address of a weight modulo 64: two flat modules agree
+    bit for bit, a flat one and one that is not may differ by a rounding.
     Raises ValueError if a parameter is not float32.
     """
 

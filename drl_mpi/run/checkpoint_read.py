@@ -99,6 +99,7 @@ class _Walk:
         self.claimed = 0
         self.stored = 0
         self.seen = {root}
+        self.offsets: set[int] = set()
 
     def nodes(self, group: Any, path: tuple[str, ...] = ()) -> Iterator[Node]:
         if len(path) >= form.MAX_DEPTH:
@@ -199,11 +200,13 @@ class _Walk:
         total = 0
         wrong: list[Any] = []
         places = set()
+        elsewhere = len(self.offsets)
 
         def look(info: Any) -> None:
             nonlocal total
             total += info.size
             places.add(info.chunk_offset)
+            self.offsets.add(info.byte_offset)
             least = full + checksum
             if packed and info.filter_mask == 0:
                 least = full // form.MAX_RATIO + checksum
@@ -220,6 +223,8 @@ class _Walk:
             )
         if len(places) != count:
             raise CheckpointError(f"{_show(path)} stores a chunk twice and lacks another")
+        if len(self.offsets) - elsewhere != count:
+            raise CheckpointError(f"{_show(path)} has chunks that share their storage")
         return total
 
 

@@ -13,6 +13,7 @@ runs/NAME/
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -153,7 +154,8 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
+            os.fsync(folder)
     finally:
         os.close(folder)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
-import os
+import re
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -98,19 +100,29 @@ def parse(presets: Mapping[str, J], arguments: Sequence[str], *, quiet: bool = F
             break
     if chosen not in presets:
         raise UsageError(f"--preset is {chosen!r}; allowed: {', '.join(names)}")
-    if quiet:
-        sys.stdout, sys.stderr = open(os.devnull, "w"), open(os.devnull, "w")  # noqa: SIM115
+    said = io.StringIO()
     try:
-        return tyro.cli(
-            type(presets[chosen]),
-            default=presets[chosen],
-            args=rest,
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
-            description=_description(presets[chosen], names),
-        )
-    finally:
-        if quiet:
-            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # type: ignore[assignment]
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            return tyro.cli(
+                type(presets[chosen]),
+                default=presets[chosen],
+                args=rest,
+                config=(tyro.conf.OmitArgPrefixes,),
+                description=_description(presets[chosen], names),
+            )
+    except SystemExit as end:
+        if end.code == EXIT_OK:  # --help
+            if not quiet:
+                print(said.getvalue(), end="")
+            raise
+        raise UsageError(_one_line(said.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """The words of a framed error message, without the frame and the pointer to --help."""
+    text = " ".join(re.sub(r"[\u2500-\u257f]+|-{4,}", " ", box).split())
+    text = re.split(r"\.? For full helptext| Argument helptext:", text)[0]
+    return text.removeprefix("Parsing error ") + "; see --help"
 
 
 def _description(job: Job, presets: Sequence[str]) -> str:

@@ -169,7 +169,7 @@ def _dress(axes: Axes, title: str, x_label: str, ticks: int) -> None:
     axes.set_title(title)
     axes.set_xlabel(x_label)
     axes.set_axisbelow(True)
-    axes.xaxis.set_major_locator(MaxNLocator(ticks))
+    axes.xaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 5, 10]))
     if x_label == "frames":
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 

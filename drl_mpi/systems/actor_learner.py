@@ -289,6 +289,7 @@ class ActorLearner(RunConfig):
     ) -> bool:
         first = group.rank == 0
         poller = Poller(self.silence_timeout)
+        nets.keep_freed_memory()
         flat = nets.FlatParameters(net)
         counting = Counting(
             self.unroll_length * self.fresh * group.size,

@@ -14,7 +14,7 @@ import torch
 
 from drl_mpi.errors import UsageError
 from drl_mpi.experience.batch import Batch
-from drl_mpi.losses import entropy_loss, policy_gradient_loss, value_loss, vtrace
+from drl_mpi.losses import action_log_probs, entropy_loss, policy_gradient_loss, value_loss, vtrace
 from drl_mpi.nets import Network, PolicyValue
 from drl_mpi.roles.learner import Loss
 from drl_mpi.systems.actor_learner import ActorLearner
@@ -130,10 +130,9 @@ class VTraceLoss:
         assert isinstance(output, PolicyValue)
         with torch.no_grad():  # the last row only bootstraps
             last, _ = self._net(batch.observations[t_max:], batch.firsts[t_max:], state)
-            log_pi = torch.log_softmax(output.logits, dim=-1)
-            chosen = log_pi.gather(-1, batch.actions.unsqueeze(-1)).squeeze(-1)
+            log_pi = action_log_probs(output.logits, batch.actions)
             # A weight of zero leaves the transition into a reset without delta, trace or gradient.
-            log_rhos = (chosen - batch.log_probs).masked_fill(~batch.valid, -inf)
+            log_rhos = (log_pi - batch.log_probs).masked_fill(~batch.valid, -inf)
         targets = vtrace(
             log_rhos,
             batch.discounts,

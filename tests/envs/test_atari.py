@@ -9,7 +9,7 @@ from ale_py.vector_env import AtariVectorEnv
 from drl_mpi.envs import EnvOptions, build_stacks, make, update_stack
 
 GAMES = 4
-STEPS = 400
+STEPS = 320
 RECORDED = {
     # game, time limit in frames. Random play ends Breakout by itself; Pong needs the limit.
     "Breakout": ("breakout", 108_000),

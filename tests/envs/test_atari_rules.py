@@ -100,13 +100,17 @@ def test_reset_after_an_interrupted_step_is_a_full_restart(batch, monkeypatch):
     env = batch("Breakout", 2)
     wanted = trajectory(env, 4, 40)
 
+    class InterruptedStep(BaseException):
+        """Like KeyboardInterrupt, which would end pytest."""
+
     def interrupted(actions):
         env._env.send(actions)
-        raise KeyboardInterrupt
+        raise InterruptedStep
 
-    monkeypatch.setattr(env._env, "step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        env.step(np.zeros(2, np.int64))
+    with monkeypatch.context() as patch:
+        patch.setattr(env._env, "step", interrupted)
+        with pytest.raises(InterruptedStep):
+            env.step(np.zeros(2, np.int64))
     with pytest.raises(RuntimeError, match="reset"):
         env.step(np.zeros(2, np.int64))
     assert_same(trajectory(env, 4, 40), wanted)
@@ -164,6 +168,23 @@ def test_time_limit_on_the_step_that_loses_a_life(batch):
     assert row.episode_length[0] == when
     row = env.step(np.array([0]))
     assert (row.terminated[0], row.first[0], row.reset[0]) == (False, True, True)
+
+
+def test_a_new_game_with_fewer_lives_than_the_last_is_no_lost_life(batch, monkeypatch):
+    """The last game may have won lives before its time limit."""
+    env = batch("Breakout", 1)
+    env.reset(0)
+    frame, yes, no = np.zeros((1, 1, 84, 84), np.uint8), np.array([True]), np.array([False])
+    answers = iter([(no, 6), (yes, 6), (no, 5), (no, 4)])  # truncated, lives
+
+    def step(_):
+        truncated, lives = next(answers)
+        return frame, np.zeros(1, np.int32), no, truncated, {"lives": np.array([lives])}
+
+    monkeypatch.setattr(env._env, "step", step)
+    rows = [env.step(np.array([0])) for _ in range(4)]
+    assert [bool(row.reset[0]) for row in rows] == [False, False, True, False]
+    assert [bool(row.terminated[0]) for row in rows] == [False, False, False, True]
 
 
 def test_without_life_loss_only_game_over_terminates(batch):

@@ -24,6 +24,12 @@ from drl_mpi.run.checkpoint import CheckpointError, Checkpoints, check_arrays, l
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def _fast_disk(monkeypatch):
+    """Synchronising takes most of the time and changes nothing that a test could see."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
 def plain(value):
     """A value with all its bits, types and shapes, as something that == compares."""
     if isinstance(value, dict):
@@ -58,8 +64,12 @@ def some_state(frames=7):
     }
 
 
+def names_in(folder):
+    return sorted(each.name for each in Path(folder).iterdir())
+
+
 def temporary_files(folder):
-    return [each.name for each in Path(folder).iterdir() if ".tmp" in each.name]
+    return [name for name in names_in(folder) if ".tmp" in name]
 
 
 DTYPES = (
@@ -74,7 +84,9 @@ ARRAYS = st.tuples(
 NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), max_size=9)
 LEAVES = (
     ARRAYS
-    | ARRAYS.filter(lambda a: a.size).map(lambda a: a.reshape(-1).astype(a.dtype.newbyteorder("="))[0])
+    | ARRAYS.filter(lambda a: a.size).map(
+        lambda a: a.reshape(-1).astype(a.dtype.newbyteorder("="))[0]
+    )
     | st.booleans()
     | st.integers(-(2**63), 2**64 - 1)
     | st.floats()
@@ -204,7 +216,7 @@ def test_bad_names_are_refused(tmp_path, name):
     ids=repr,
 )
 def test_other_types_are_refused(tmp_path, value):
-    with pytest.raises(TypeError, match="/a/b is a .* convert"):
+    with pytest.raises(TypeError, match=r"/a/b is a .* convert"):
         save(tmp_path / "x.h5", {"a": {"b": value}})
 
 
@@ -266,13 +278,25 @@ def test_a_failure_leaves_the_earlier_checkpoint(tmp_path, monkeypatch, where):
         "seal": (checkpoint_format, "write_seal"),
         "verify": (checkpoint_read, "open_checked"),
     }[where]
-    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="No space left") as e:
-        patch.setattr(module, name, fail)
+    monkeypatch.setattr(module, name, fail)
+    with pytest.raises(CheckpointError, match="No space left") as e:
         save(path, some_state(2))
+    monkeypatch.undo()
     assert "\n" not in str(e.value)
     assert "MB free" in str(e.value)
-    assert os.listdir(tmp_path) == ["x.h5"]
+    assert names_in(tmp_path) == ["x.h5"]
     assert plain(load(path)) == plain(stored(some_state(1)))
+
+
+def test_the_disk_has_the_file_before_its_name(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: seen.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
+    )
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda *a: (seen.append("replace"), replace(*a)))
+    save(tmp_path / "x.h5", some_state())
+    assert [".tmp" in seen[0], *seen[1:]] == [True, "replace", str(tmp_path)]
 
 
 def test_an_interrupt_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
@@ -281,10 +305,10 @@ def test_an_interrupt_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(os, "pwrite", interrupt)
+    monkeypatch.setattr(os, "pwrite", interrupt)
+    with pytest.raises(KeyboardInterrupt):
         save(tmp_path / "x.h5", some_state(2))
-    assert os.listdir(tmp_path) == ["x.h5"]
+    assert names_in(tmp_path) == ["x.h5"]
 
 
 def test_a_disk_that_forgets_is_noticed(tmp_path, monkeypatch):
@@ -300,7 +324,7 @@ def test_a_disk_that_forgets_is_noticed(tmp_path, monkeypatch):
     for array in (np.arange(5), np.arange(90_000)):
         with pytest.raises(CheckpointError, match="/x did not read back equal"):
             save(tmp_path / "x.h5", {"x": array})
-    assert os.listdir(tmp_path) == []
+    assert names_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("folder", ["missing", "file"])
@@ -308,7 +332,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, folder):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="needs a writable folder"):
         save(tmp_path / folder / "x.h5", some_state())
-    with pytest.raises(CheckpointError, match="cannot be made|not saved"):
+    with pytest.raises(CheckpointError, match=r"cannot be made|not saved"):
         Checkpoints(tmp_path / "file" / "x").save(1, some_state())
 
 
@@ -335,7 +359,7 @@ def test_temporary_files_of_dead_writers_are_removed(tmp_path):
     old = time.time() - 7200
     os.utime(tmp_path / f".drl_mpi-other-{dead}-01234567.tmp", (old, old))
     save(tmp_path / "x.h5", {})
-    left = {each for each in os.listdir(tmp_path) if each != "x.h5"}
+    left = {each for each in names_in(tmp_path) if each != "x.h5"}
     assert left == {name for name, stays in names.items() if stays}
 
 
@@ -398,15 +422,12 @@ def full_script(folder):
     save(path, some_state(1))
     for limit in (700, 5_000, 100_000, 3_000_000, 3_300_000):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-        for state in ({"x": np.ones((40, 100_000), "f4")}, {f"n{i}": i for i in range(30_000)}):
-            try:
+        states = [{"x": np.ones((40, 100_000), "f4")}, {f"n{i}": i for i in range(1_000)}]
+        for state in states if limit <= 100_000 else states[:1]:
+            with pytest.raises(CheckpointError, match="File too large"):
                 save(path, state)
-            except CheckpointError as error:
-                assert "File too large" in str(error), error
-            else:
-                raise AssertionError(limit)
         assert plain(load(path)) == plain(stored(some_state(1)))
-        assert os.listdir(folder) == ["x.h5"]
+        assert names_in(folder) == ["x.h5"]
 
 
 # A folder of them
@@ -420,7 +441,7 @@ def test_the_newest_two_stay(tmp_path):
         saved = checkpoints.save(frames, {"frames": frames})
         assert saved.exists()
     names = ["frames-000000000020.h5", "frames-000001234567.h5"]
-    assert sorted(os.listdir(checkpoints.folder)) == names
+    assert names_in(checkpoints.folder) == names
     assert checkpoints.latest() == checkpoints.folder / names[1]
     assert checkpoints.load_latest()[1] == {"frames": 1234567}
 
@@ -441,7 +462,7 @@ def test_other_files_are_let_alone(tmp_path):
     assert checkpoints.load_latest() is None
     for frames in (1, 2, 3):
         checkpoints.save(frames, {})
-    assert set(names) < set(os.listdir(tmp_path))
+    assert set(names) < set(names_in(tmp_path))
 
 
 def test_resume_falls_back_and_sets_the_bad_ones_aside(tmp_path):
@@ -453,7 +474,7 @@ def test_resume_falls_back_and_sets_the_bad_ones_aside(tmp_path):
     assert [path for path, _ in checkpoints.skipped] == [paths[2], paths[1]]
     assert "truncated" in checkpoints.skipped[0][1]
     checkpoints.save(2, {"frames": 2})
-    assert sorted(os.listdir(tmp_path)) == [
+    assert names_in(tmp_path) == [
         "frames-000000000001.h5",
         "frames-000000000002.h5",
         "frames-000000000003.h5.bad",

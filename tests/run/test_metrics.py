@@ -118,6 +118,13 @@ def test_a_torn_header_is_written_again(path: Path, keep: int) -> None:
     assert frames_in(path) == [100]
 
 
+def test_lines_that_are_no_rows_are_passed_over(path: Path) -> None:
+    good = [f"{i},{i}00" + ",0" * 10 for i in range(1, 4)]
+    short, words, back = "2,200", good[1].replace("200", "\0\0\0"), good[0]
+    path.write_text("\n".join([HEADER, good[0], short, words, back, *good[1:], ""]))
+    assert frames_in(path) == [100, 200, 300]
+
+
 def test_rows_survive_a_new_set_of_columns(path: Path) -> None:
     ProgressLog(path, ["old"]).append(row(100, old=1))
     log = ProgressLog(path, ["new"])
@@ -180,7 +187,7 @@ def test_tensorboard_gets_the_rows_over_frames_and_forgets_beyond_a_resume(path:
     folder = path.parent / "tb"
     log = ProgressLog(path, tensorboard=folder)
     log.append(row(100, frames_per_s=7))
-    log.append(row(200, frames_per_s=8))
+    log.append(row(101, frames_per_s=8))
     log.close()
     resumed = ProgressLog(path, tensorboard=folder)  # within the same second: its own file
     resumed.resume_at(100)
@@ -293,8 +300,8 @@ def test_lag() -> None:
     meter = Lag()
     assert all(map(math.isnan, meter.take()))
     meter.add([])
-    meter.add([1, 2])
-    meter.add(6)
+    meter.add([2, 6])
+    meter.add(1)
     assert meter.take() == (3.0, 6.0)
     meter.add(0)
     assert meter.take() == (0.0, 0.0)

@@ -11,6 +11,7 @@ import torch
 
 from drl_mpi.updating.optimizers import Adam, RMSProp, clip_by_global_norm, make_optimizer
 
+torch.set_num_threads(1)  # on a shared machine torch's waiting threads cost minutes
 P, STEPS = 1_003, 25
 
 

@@ -1,0 +1,5 @@
+"""One thread: on a shared machine torch's waiting threads cost minutes."""
+
+import torch
+
+torch.set_num_threads(1)
