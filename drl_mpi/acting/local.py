@@ -35,10 +35,15 @@ class Choice:
 class Acting(Protocol):
     """How actions are chosen."""
 
-    version: int
-    """Parameter version that chooses at present."""
-    stopped: bool
-    """Whether the learner has ended the run: no more actions are wanted."""
+    @property
+    def version(self) -> int:
+        """Parameter version that chooses at present."""
+        ...
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the learner has ended the run: no more actions are wanted."""
+        ...
 
     def refresh(self, version: int | None = None) -> bool:
         """Takes up the newest parameters; called at the start of an unroll only.

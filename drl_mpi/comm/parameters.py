@@ -137,7 +137,7 @@ class ParameterSubscriber:
         """Whether the publisher's last message has arrived."""
         record = parameters_record(size)
         self._slots = [Slot(record) for _ in range(2)]
-        self._requests: list[MPI.Request] = [
+        self._requests: list[MPI.Prequest] = [
             comm.Recv_init([slot.buffer, MPI.BYTE], source=publisher, tag=tag)
             for slot in self._slots
         ]
@@ -160,7 +160,7 @@ class ParameterSubscriber:
             if int(slot["flags"]) & STOP:
                 self.stopped = True
                 break
-            published = Published(int(slot["version"]), slot["vector"])  # type: ignore[arg-type]
+            published = Published(int(slot["version"]), slot["vector"])
         return published
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -63,7 +64,7 @@ class Record:
             end = _aligned(end + field.nbytes)
         self.nbytes = max(end, ALIGNMENT)
 
-    def views(self, buffer: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.generic]]:
+    def views(self, buffer: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
         """Arrays over a buffer's bytes, without a copy.
 
         Args:
@@ -78,9 +79,7 @@ class Record:
                 f"this record needs uint8 ({self.nbytes},)"
             )
         return {
-            field.name: buffer[
-                self.offsets[field.name] : self.offsets[field.name] + field.nbytes
-            ]
+            field.name: buffer[self.offsets[field.name] : self.offsets[field.name] + field.nbytes]
             .view(field.dtype)
             .reshape(field.shape)
             for field in self.fields
@@ -107,7 +106,7 @@ class Slot:
         self.busy = False
 
     @property
-    def fields(self) -> dict[str, npt.NDArray[np.generic]]:
+    def fields(self) -> dict[str, npt.NDArray[Any]]:
         """Field name -> array, to read or write.
 
         Raises:
@@ -117,7 +116,7 @@ class Slot:
             raise RuntimeError("this slot belongs to an MPI request until it completes")
         return self._fields
 
-    def __getitem__(self, name: str) -> npt.NDArray[np.generic]:
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
         return self.fields[name]
 
     def __iter__(self) -> Iterator[str]:

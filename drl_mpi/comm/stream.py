@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from drl_mpi.comm.mpi import MPI
 from drl_mpi.comm.record import Record, Slot
@@ -52,7 +53,7 @@ class StreamReceiver:
         self._record = record
         self._depth = depth
         self._slots = [Slot(record) for _ in range(len(self.sources) * depth)]
-        self._requests: list[MPI.Request] = [
+        self._requests: list[MPI.Prequest] = [
             comm.Recv_init([slot.buffer, MPI.BYTE], source=self.sources[i // depth], tag=tag)
             for i, slot in enumerate(self._slots)
         ]
@@ -155,8 +156,9 @@ class StreamSender:
         self._tag = tag
         self._record = record
         self._slots = [Slot(record) for _ in range(depth)]
-        self._requests: list[MPI.Request] = [
-            comm.Ssend_init([slot.buffer, MPI.BYTE], dest=destination, tag=tag)
+        # mpi4py's stubs give this one call a wider type than its siblings.
+        self._requests = [
+            cast(MPI.Prequest, comm.Ssend_init([slot.buffer, MPI.BYTE], dest=destination, tag=tag))
             for slot in self._slots
         ]
         self._next = 0

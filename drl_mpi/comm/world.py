@@ -5,15 +5,13 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from drl_mpi.comm.mpi import MPI
 from drl_mpi.comm.poller import Poller
-
-T = TypeVar("T")
 
 TAG_UNROLLS = 1
 TAG_PARAMETERS = 2
@@ -28,9 +26,9 @@ class World:
     rank: int
     size: int
 
-    def share(self, value: T | None) -> T:
+    def share(self, value: Any) -> Any:
         """Rank 0's value, on every rank. Collective."""
-        return self.comm.bcast(value, root=0)  # type: ignore[no-any-return]
+        return self.comm.bcast(value, root=0)
 
     def hosts(self) -> list[str]:
         """Host name of every rank, in rank order. Collective."""
@@ -76,10 +74,6 @@ class Group:
     def gather(self, value: Any) -> list[Any] | None:
         """Every member's value in rank order, at member 0; ``None`` elsewhere. Pickles."""
         return self.comm.gather(value, root=0)
-
-    def share(self, value: T | None) -> T:
-        """Member 0's value, on every member. Pickles."""
-        return self.comm.bcast(value, root=0)  # type: ignore[no-any-return]
 
 
 def connect() -> World:

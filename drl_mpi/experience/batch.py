@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ import torch
 from drl_mpi.envs import build_stacks
 from drl_mpi.experience.unroll import UnrollShape
 
-Fields = Mapping[str, npt.NDArray[np.generic]]
+Fields = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass
@@ -83,7 +84,9 @@ class Batch:
         n = fields["actions"].shape[1]
         columns = slice(column, column + n)
         build_stacks(
-            fields["frames"], fields["resets"], self.shape.spec.stack,
+            fields["frames"],
+            fields["resets"],
+            self.shape.spec.stack,
             out=self._stacks.numpy()[:, columns],
         )
         for name in ("firsts", "actions", "rewards", "discounts", "log_probs"):

@@ -178,6 +178,6 @@ class RunJournal:
             version=self._version,
         )
 
-    def _on_signal(self, signum: int, frame: object) -> None:
+    def _on_signal(self, _signum: int, _frame: object) -> None:
         # Only a note: the loop looks at it between updates.
         self._signalled = True

@@ -25,12 +25,19 @@ log = logging.getLogger(__name__)
 class Job(Protocol):
     """What can be launched: a config that knows how to prepare and play its system."""
 
-    learners: int | None
-    actors: int | None
+    @property
+    def learners(self) -> int | None:
+        """Ranks that should learn; ``None`` to choose."""
+        ...
 
     @property
     def servers(self) -> int:
         """Parameter servers that the system needs."""
+        ...
+
+    @property
+    def actors(self) -> int | None:
+        """Ranks that should act; ``None`` to choose."""
         ...
 
     @property
@@ -75,7 +82,7 @@ def main(presets: Mapping[str, J], argv: Sequence[str] | None = None) -> None:
         job.check()
         if launched is None:
             sys.exit(_relaunch(job, arguments))
-        sys.exit(_rank_main(job, *launched))
+        sys.exit(_rank_main(job, launched[1]))
     except UsageError as error:
         if launched is None or launched[0] == 0:
             print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr, flush=True)
@@ -134,8 +141,14 @@ def _relaunch(job: Job, arguments: Sequence[str]) -> int:
         usable_cores(), learners=job.learners, servers=job.servers, actors=job.actors
     )
     job.check_layout(
-        plan(ranks, ["localhost"] * ranks, 0, learners=job.learners, servers=job.servers,
-             actors=job.actors)
+        plan(
+            ranks,
+            ["localhost"] * ranks,
+            0,
+            learners=job.learners,
+            servers=job.servers,
+            actors=job.actors,
+        )
     )
     if job.prepare() is None:
         return EXIT_OK
@@ -153,7 +166,7 @@ def _relaunch(job: Job, arguments: Sequence[str]) -> int:
     return code
 
 
-def _rank_main(job: Job, rank: int, size: int) -> int:
+def _rank_main(job: Job, size: int) -> int:
     from drl_mpi.comm.world import connect, library_version
 
     world = connect()
@@ -165,7 +178,9 @@ def _rank_main(job: Job, rank: int, size: int) -> int:
         )
     try:
         hosts = world.hosts()
-        verdict = world.share(_verdict(job, hosts) if world.rank == 0 else None)
+        verdict: str | tuple[Layout, Any] = world.share(
+            _verdict(job, hosts) if world.rank == 0 else None
+        )
         if isinstance(verdict, str):
             world.leave()
             raise UsageError(verdict)

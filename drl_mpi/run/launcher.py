@@ -69,12 +69,12 @@ def supervise(command: Sequence[str], stop_file: Path) -> int:
     one ends it at once. If this process dies, the launcher gets SIGTERM, so nothing stays behind.
     """
     environment = {
-        **_root_allowed(),
         TTY_VARIABLE: str(terminal_width() or 0),
         # The shared-memory and TCP transports are what one machine needs; UCX's one-sided layer
         # prints errors that mean nothing where it finds no fast network.
-        "OMPI_MCA_pml": os.environ.get("OMPI_MCA_pml", "ob1"),
-        "OMPI_MCA_osc": os.environ.get("OMPI_MCA_osc", "^ucx"),
+        "OMPI_MCA_pml": "ob1",
+        "OMPI_MCA_osc": "^ucx",
+        **_root_allowed(),
     }
     print("+ " + shlex.join(command), file=sys.stderr, flush=True)
     process = subprocess.Popen(
@@ -86,7 +86,7 @@ def supervise(command: Sequence[str], stop_file: Path) -> int:
     )
     asked = 0
 
-    def on_signal(signum: int, frame: object) -> None:
+    def on_signal(_signum: int, _frame: object) -> None:
         nonlocal asked
         asked += 1
         if asked == 1 and stop_file.parent.is_dir():

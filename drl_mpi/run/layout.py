@@ -167,6 +167,10 @@ class Layout:
     def actors(self) -> tuple[int, ...]:
         return tuple(place.rank for place in self.ranks if place.role is Role.ACTOR)
 
+    def ranks_on(self, host: str) -> int:
+        """Number of ranks on a host."""
+        return sum(place.host == host for place in self.ranks)
+
     def role(self, rank: int) -> Role:
         return self.ranks[rank].role
 

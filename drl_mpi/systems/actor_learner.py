@@ -6,6 +6,8 @@ A system of this family is a subclass: its published settings and its loss.
 from __future__ import annotations
 
 import logging
+import os
+import signal
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
@@ -40,6 +42,8 @@ from drl_mpi.updating.local import LocalUpdating, Updating
 from drl_mpi.updating.optimizers import Optimizer
 
 log = logging.getLogger(__name__)
+
+ACTOR_NICENESS = 5
 
 
 @dataclass(frozen=True)
@@ -223,7 +227,14 @@ class ActorLearner(RunConfig):
         net = self.make_net(prepared.spec)
         shape = self.unroll_shape(prepared.spec, net)
         log.info("%s %d on %s, %d threads", place.role, place.index, place.host, place.threads)
+        if group is None or group.rank:
+            # Only the first learner listens to signals; the others end when it says so.
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+                signal.signal(number, signal.SIG_IGN)
         if place.role is Role.ACTOR:
+            if place.cores is not None and layout.ranks_on(place.host) > place.cores:
+                # Where ranks share cores, learners go first: else unrolls queue up and grow old.
+                os.nice(ACTOR_NICENESS)
             self._act(world, layout, prepared, net, shape)
             complete = True
         else:
@@ -256,9 +267,7 @@ class ActorLearner(RunConfig):
         groups = self.envs_per_actor // shape.envs
         pace = None
         if self.lockstep:
-            pace = Pace(
-                self._updates_per_round(layout), self.checkpoint_unrolls, prepared.version
-            )
+            pace = Pace(self._updates_per_round(layout), self.checkpoint_unrolls, prepared.version)
         env = envs.make(self.env, self.envs_per_actor, self.env_options)
         Actor(
             env,

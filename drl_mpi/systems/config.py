@@ -76,8 +76,9 @@ class RunConfig:
     so does one that was killed and resumed. Slower; environments restart at checkpoints."""
     checkpoint_unrolls: int = 100
     """Lock-step: unrolls of each actor between checkpoints (which there do not depend on time)."""
-    stream_depth: int = 2
-    """Unrolls per actor that may be under way to its learner."""
+    stream_depth: int = 1
+    """Unrolls per actor that may wait at its learner, and again at the actor. More hide the
+    learner's pauses where actors have cores of their own; each adds policy lag."""
     silence_timeout: float = 600.0
     """Seconds after which a rank that nothing is heard of ends the run."""
 

@@ -42,6 +42,8 @@ class Impala(ActorLearner):
     """Weight of the value loss (paper: 0.5)."""
     entropy_cost: float = 0.01
     """Weight of the entropy bonus (paper: 0.01)."""
+    normalize_advantages: bool = False
+    """Divide advantages by their root mean square over the batch (not in the paper)."""
     clip_rho: float = 1.0
     """V-trace: bar on the importance weights of the temporal differences (paper: 1)."""
     clip_pg_rho: float = 1.0
@@ -105,6 +107,7 @@ PAPER = replace(
     learning_rate=6e-4,
     epsilon=0.01,
     total_frames=200_000_000,
+    stream_depth=2,
 )
 """Espeholt et al. 2018, appendix: the Atari experiments with the shallow network."""
 
@@ -144,7 +147,10 @@ class VTraceLoss:
             clip_c=config.clip_c,
             lambda_=config.lambda_,
         )
-        policy = policy_gradient_loss(output.logits, batch.actions, targets.pg_advantages)
+        advantages = targets.pg_advantages
+        if config.normalize_advantages:
+            advantages = advantages / advantages.square().mean().sqrt().clamp_min(1e-3)
+        policy = policy_gradient_loss(output.logits, batch.actions, advantages)
         value = value_loss(output.value, targets.vs)
         entropy = entropy_loss(output.logits, mask=batch.valid)
         loss = policy + config.baseline_cost * value + config.entropy_cost * entropy

@@ -36,9 +36,7 @@ class AllReduceUpdating:
         info_width: length of the info rows.
     """
 
-    def __init__(
-        self, local: LocalUpdating, group: Group, poller: Poller, info_width: int
-    ) -> None:
+    def __init__(self, local: LocalUpdating, group: Group, poller: Poller, info_width: int) -> None:
         self._local = local
         self._group = group
         self._poller = poller

@@ -22,12 +22,18 @@ class DivergenceError(RuntimeError):
 class Updating(Protocol):
     """How a gradient becomes the next version of the parameters."""
 
-    version: int
-    """Updates applied so far."""
     infos: npt.NDArray[np.float32]
     """float32 ``[learners, width]``: what each learner handed in with the last update."""
-    gradient_norm: float
-    """Global norm of the last gradient, before clipping."""
+
+    @property
+    def version(self) -> int:
+        """Updates applied so far."""
+        ...
+
+    @property
+    def gradient_norm(self) -> float:
+        """Global norm of the last gradient, before clipping."""
+        ...
 
     def apply(self, gradient: torch.Tensor, info: Info) -> int:
         """Applies a gradient.
@@ -71,18 +77,28 @@ class LocalUpdating:
         learning_rate: Callable[[int], float],
         max_norm: float,
     ) -> None:
-        self.version = 0
+        self._version = 0
+        self._gradient_norm = 0.0
         self.infos = np.zeros((1, 0), dtype=np.float32)
-        self.gradient_norm = 0.0
         self.flat = flat
         self._optimizer = optimizer
         self._learning_rate = learning_rate
         self._max_norm = max_norm
 
+    @property
+    def version(self) -> int:
+        """See ``Updating.version``."""
+        return self._version
+
+    @property
+    def gradient_norm(self) -> float:
+        """See ``Updating.gradient_norm``."""
+        return self._gradient_norm
+
     def apply(self, gradient: torch.Tensor, info: Info) -> int:
         """See ``Updating.apply``."""
         self.infos = info[np.newaxis]
-        self.gradient_norm = clip_by_global_norm(gradient, self._max_norm)
+        self._gradient_norm = clip_by_global_norm(gradient, self._max_norm)
         if not np.isfinite(self.gradient_norm):
             raise DivergenceError(
                 f"the gradient of update {self.version} has norm {self.gradient_norm}; lower "
@@ -90,7 +106,7 @@ class LocalUpdating:
             )
         rate = self._learning_rate(self.version)
         self._optimizer.step(self.flat.vector, gradient, rate)
-        self.version += 1
+        self._version += 1
         return self.version
 
     def state(self) -> dict[str, Any]:
@@ -110,7 +126,7 @@ class LocalUpdating:
             {slot: self._joined(arrays) for slot, arrays in state["optimizer"].items()},
             int(state["counters"]["optimizer_steps"]),
         )
-        self.version = int(state["counters"]["version"])
+        self._version = int(state["counters"]["version"])
 
     def _by_name(self, vector: torch.Tensor) -> dict[str, npt.NDArray[np.float32]]:
         return {name: view.cpu().numpy() for name, view in self.flat.split(vector).items()}

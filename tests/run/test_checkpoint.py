@@ -430,6 +430,27 @@ def full_script(folder):
         assert names_in(folder) == ["x.h5"]
 
 
+def test_what_a_full_disk_did_not_take_still_reads_back(tmp_path, monkeypatch):
+    """HDF5 may read again what it wrote before it closes the file."""
+    fd = os.open(tmp_path / "x", os.O_RDWR | os.O_CREAT)
+    below = checkpoint_format.FileBelow(fd)
+    below.write(memoryview(b"0123456789"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "")))
+        below.seek(8)
+        below.write(memoryview(b"abcd"))
+    below.seek(2)
+    below.write(memoryview(b"xy"))
+    buffer = bytearray(12)
+    below.seek(0)
+    assert below.readinto(memoryview(buffer)) == 12
+    assert buffer == b"01xy4567abcd"
+    assert below.seek(0, os.SEEK_END) == 12
+    with pytest.raises(OSError, match=str(errno.ENOSPC)):
+        below.check()
+    os.close(fd)
+
+
 # A folder of them
 
 

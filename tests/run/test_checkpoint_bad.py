@@ -5,6 +5,7 @@ The crafted files carry a right seal: it finds damage, and whoever makes a file 
 
 import os
 import random
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -56,8 +57,6 @@ def chunked(file, shape=(40_000,), chunk=(20_000,), filters=("fletcher32",), max
     for name in filters:
         if name == "lzf":
             created.set_filter(h5z.FILTER_LZF, h5z.FLAG_OPTIONAL, ())
-        elif name == "lzf with a value":
-            created.set_filter(h5z.FILTER_LZF, h5z.FLAG_OPTIONAL, (4, 261, 2**31))
         else:
             getattr(created, "set_" + name)(*((4,) if name == "deflate" else ()))
     space = h5s.create_simple(shape, maxshape)
@@ -248,8 +247,8 @@ LAYOUTS = {
         lambda f: chunked(f, (2 * MIB,), (2 * MIB,)).write_direct(np.zeros(2 * MIB, "u1")),
         "chunks of 2097152 bytes",
     ),
-    "no checksum": (raw_chunk(bytes(20_000), 1, ("fletcher32",)), "filter mask 1"),
-    "lzf, no checksum": (raw_chunk(bytes(20_000), 2, ("lzf", "fletcher32")), "filter mask 2"),
+    "no checksum": (raw_chunk(bytes(20_004), 1, ("fletcher32",)), "filter mask 1"),
+    "lzf, no checksum": (raw_chunk(bytes(20_004), 2, ("lzf", "fletcher32")), "filter mask 2"),
     "short chunk": (raw_chunk(bytes(100), 0, ("fletcher32",)), "takes 100 bytes"),
     "tiny lzf": (raw_chunk(bytes(100), 0, ("lzf", "fletcher32")), "takes 100 bytes"),
     "short skipped lzf": (raw_chunk(bytes(900), 1, ("lzf", "fletcher32")), "takes 900 bytes"),
@@ -298,6 +297,21 @@ def test_chunks_that_share_their_storage_are_refused(tmp_path, monkeypatch):
     path.write_bytes(data.replace(second, first))
     seal(path)
     with pytest.raises(CheckpointError, match="share their storage"):
+        load(path)
+
+
+def test_lzf_that_allocates_too_much_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "x.h5"
+    monkeypatch.setattr(form, "LIBRARY", ("earliest", "v110"))
+    craft(path, lambda f: chunked(f, filters=("lzf", "fletcher32")).write_direct(ZEROS))
+    with h5py.File(path) as file:
+        values = file["x"].id.get_create_plist().get_filter(0)[2]
+    right, wrong = struct.pack("<3I", *values), struct.pack("<3I", *values[:2], 2**31)
+    data = path.read_bytes()
+    assert data.count(right) == 1
+    path.write_bytes(data.replace(right, wrong))
+    seal(path)
+    with pytest.raises(CheckpointError, match="has chunks of"):
         load(path)
 
 
@@ -410,6 +424,14 @@ def test_files_of_other_kinds_are_refused(tmp_path):
         with pytest.raises(CheckpointError, match=words) as error:
             load(tmp_path / name)
         assert "\n" not in str(error.value)
+
+
+def test_pipes_and_devices_are_not_even_opened(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "fifo")
+    monkeypatch.setattr(os, "open", lambda *_: pytest.fail("opened"))
+    for path in (tmp_path / "fifo", "/dev/zero"):
+        with pytest.raises(CheckpointError, match="regular"):
+            load(path)
 
 
 def test_other_versions_are_refused_with_a_remedy(tmp_path):
