@@ -64,7 +64,7 @@ def end_family(process: subprocess.Popen[str]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def mpirun() -> Iterator[Mpirun]:
     """``mpirun(ranks, program, *args, timeout=60, env=None, cwd=None)`` -> ``Finished``.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,9 +29,9 @@ class World:
         """Rank 0's value, on every rank. Collective."""
         return self.comm.bcast(value, root=0)
 
-    def hosts(self) -> list[str]:
-        """Host name of every rank, in rank order. Collective."""
-        return self.comm.allgather(socket.gethostname())
+    def gather(self, value: Any) -> list[Any] | None:
+        """Every rank's value in rank order, at rank 0; ``None`` elsewhere. Collective."""
+        return self.comm.gather(value, root=0)
 
     def group(self, ranks: Sequence[int]) -> Group | None:
         """A communicator of some ranks; ``None`` on the others. Collective over the world."""

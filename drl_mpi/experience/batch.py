@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,7 @@ class Batch:
 
     Args:
         shape: the unroll's shape; its ``envs`` is B, the batch's width.
+        device: where ``ready`` puts the tensors.
 
     Attributes:
         observations: frame dtype ``[T+1, B, *observation_shape]``.
@@ -44,7 +46,8 @@ class Batch:
         episodes: games that ended within it.
     """
 
-    def __init__(self, shape: UnrollShape) -> None:
+    def __init__(self, shape: UnrollShape, device: torch.device | None = None) -> None:
+        self._device = device or torch.device("cpu")
         t, b = shape.length, shape.envs
         self.shape = shape
         dtype = getattr(torch, shape.spec.frame_dtype)
@@ -67,6 +70,16 @@ class Batch:
         self.waited_s = 0.0
         self.worked_s = 0.0
         self.episodes = Episodes()
+
+    def ready(self) -> Batch:
+        """This batch, with its tensors on the device; itself where that is the CPU."""
+        if self._device.type == "cpu":
+            return self
+        there = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, torch.Tensor):
+                setattr(there, name, value.to(self._device))
+        return there
 
     def begin(self) -> None:
         """Forgets the statistics of the previous update."""

@@ -89,7 +89,7 @@ class UnrollQueue:
                 self._publisher.owe(delivery.source)
         if self._replay is not None:
             self._replay.fill(self._batch, self.fresh)
-        return self._batch
+        return self._batch.ready()
 
     def drain(self) -> bool | None:
         """Throws away what still arrives; ``True`` once every actor has ended its stream."""

@@ -6,8 +6,10 @@ import contextlib
 import io
 import logging
 import re
+import socket
 import sys
 import traceback
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -43,6 +45,10 @@ class Job(Protocol):
     @property
     def path(self) -> Path:
         """The run folder."""
+        ...
+
+    def gpus(self) -> int:
+        """GPUs of this host that learners may use."""
         ...
 
     def check(self) -> None:
@@ -137,14 +143,15 @@ def _description(job: Job, presets: Sequence[str]) -> str:
 
 
 def _relaunch(job: Job, arguments: Sequence[str]) -> int:
+    gpus = job.gpus()
     ranks = local_layout(
-        usable_cores(), learners=job.learners, servers=job.servers, actors=job.actors
+        len(usable_cores()), gpus, learners=job.learners, servers=job.servers, actors=job.actors
     )
     job.check_layout(
         plan(
             ranks,
             ["localhost"] * ranks,
-            0,
+            gpus,
             learners=job.learners,
             servers=job.servers,
             actors=job.actors,
@@ -177,9 +184,10 @@ def _rank_main(job: Job, size: int) -> int:
             f"beside {sys.executable}"
         )
     try:
-        hosts = world.hosts()
+        here = (socket.gethostname(), usable_cores(), job.gpus())
+        ranks = world.gather(here)
         verdict: str | tuple[Layout, Any] = world.share(
-            _verdict(job, hosts) if world.rank == 0 else None
+            None if ranks is None else _verdict(job, ranks)
         )
         if isinstance(verdict, str):
             world.leave()
@@ -204,17 +212,27 @@ def _rank_main(job: Job, size: int) -> int:
         raise
 
 
-def _verdict(job: Job, hosts: Sequence[str]) -> str | tuple[Layout, Any]:
-    """Rank 0's decision for all: why this cannot work, or the layout and what was prepared."""
+def _verdict(job: Job, ranks: Sequence[tuple[str, set[int], int]]) -> str | tuple[Layout, Any]:
+    """Rank 0's decision for all: why this cannot work, or the layout and what was prepared.
+
+    Args:
+        job: what is to be played.
+        ranks: (host, cores that it may run on, GPUs that it sees) of every rank.
+    """
+    cores: defaultdict[str, set[int]] = defaultdict(set)
+    gpus: defaultdict[str, int] = defaultdict(int)
+    for host, may_use, sees in ranks:
+        cores[host] |= may_use
+        gpus[host] = max(gpus[host], sees)
     try:
         layout = plan(
-            len(hosts),
-            hosts,
-            0,
+            len(ranks),
+            [host for host, _, _ in ranks],
+            gpus,
             learners=job.learners,
             servers=job.servers,
             actors=job.actors,
-            cores_per_host=usable_cores(),
+            cores_per_host={host: len(masks) for host, masks in cores.items()},
         )
         job.check_layout(layout)
         return layout, job.prepare()

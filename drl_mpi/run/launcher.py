@@ -32,9 +32,9 @@ def launched_ranks(environment: Mapping[str, str] = os.environ) -> tuple[int, in
     return None
 
 
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0))
+def usable_cores() -> set[int]:
+    """Numbers of the cores that this process may run on."""
+    return os.sched_getaffinity(0)
 
 
 def mpirun_command(ranks: int, argv: Sequence[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,6 @@ from typing import Any
 from drl_mpi.errors import UsageError
 from drl_mpi.run.checkpoint import CheckpointError, Checkpoints, load
 from drl_mpi.run.folder import RunFolder, differences
-
-log = logging.getLogger(__name__)
 
 Found = tuple[Path, dict[str, Any]]
 
@@ -40,10 +38,13 @@ def find(folder: RunFolder, wish: str, identity: Mapping[str, Any]) -> Found | N
         )
     stored = folder.read_config()
     _refuse_other(f"run folder {folder.path}", identity, stored, "choose another --run-dir")
+    checkpoints = Checkpoints(folder.checkpoints)
     try:
-        found = Checkpoints(folder.checkpoints).load_latest()
+        found = checkpoints.load_latest()
     except CheckpointError as error:
         raise UsageError(f"{error}; start anew with another --run-dir") from error
+    for path, reason in checkpoints.skipped:
+        print(f"passed over {path}: {reason}", file=sys.stderr)
     return found
 
 

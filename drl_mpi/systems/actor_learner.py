@@ -167,6 +167,16 @@ class ActorLearner(RunConfig):
         net.precision = self.precision
         return net
 
+    def gpus(self) -> int:
+        """See ``run.launch.Job.gpus``."""
+        found = 0 if self.device == "cpu" else torch.cuda.device_count()
+        if self.device == "cuda" and not found:
+            raise UsageError(
+                "--device cuda, but torch sees no GPU here; use --device cpu, or install a torch "
+                "built for CUDA and ask the scheduler for GPUs"
+            )
+        return found
+
     # -- before the start -----------------------------------------------------------------------
 
     def prepare(self) -> Prepared | None:
@@ -298,7 +308,11 @@ class ActorLearner(RunConfig):
     ) -> bool:
         first = group.rank == 0
         poller = Poller(self.silence_timeout)
-        nets.keep_freed_memory()
+        gpu = layout.ranks[world.rank].gpu
+        device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")
+        if gpu is None:
+            nets.keep_freed_memory()
+        net.to(device)
         flat = nets.FlatParameters(net)
         counting = Counting(
             self.unroll_length * self.fresh * group.size,
@@ -322,7 +336,7 @@ class ActorLearner(RunConfig):
             StreamReceiver(
                 world.comm, actors, shape.record(), self.stream_depth * groups, TAG_UNROLLS
             ),
-            Batch(wide),
+            Batch(wide, device),
             shape.envs,
             poller,
             publisher,

@@ -71,6 +71,9 @@ class RunConfig:
     """Recurrent core behind the network."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of the networks' bodies; heads, losses and parameters are always fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where learners compute; "auto" takes the GPUs if torch can use them, one learner each.
+    Actors always compute on the CPU."""
     lockstep: bool = False
     """Fix the order of unrolls and the version that acts in each: two runs give the same bits, and
     so does one that was killed and resumed. Slower; environments restart at checkpoints."""
@@ -95,6 +98,7 @@ class RunConfig:
             "actors",
             "envs_per_actor",
             "precision",
+            "device",
             "stream_depth",
             "silence_timeout",
         }
@@ -132,7 +136,14 @@ class RunConfig:
         fields = {"system": self.name, **dataclasses.asdict(self)}
         free = self.MAY_CHANGE
         if self.lockstep:  # the same bits need the same ranks, shapes, arithmetic and schedule
-            free = free - {"learners", "actors", "envs_per_actor", "precision", "total_frames"}
+            free = free - {
+                "learners",
+                "actors",
+                "envs_per_actor",
+                "precision",
+                "device",
+                "total_frames",
+            }
         return {name: value for name, value in fields.items() if name not in free}
 
     def as_dict(self) -> dict[str, Any]:
