@@ -14,8 +14,11 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)  # on a shared machine torch's waiting threads cost minutes
+settings.register_profile("shared", deadline=None)  # and so do other people's jobs
+settings.load_profile("shared")
 
 LAUNCHERS = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "SLURM_")
 """Variables that would make a child believe it was launched by somebody else."""

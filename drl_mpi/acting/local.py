@@ -56,6 +56,10 @@ class Acting(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Gives back what MPI holds. Call it at the end of the run."""
+        ...
+
     def act(
         self,
         observations: npt.NDArray[np.generic],
@@ -79,7 +83,7 @@ class LocalActing:
         net: the learner's network, to copy; its precision is kept.
         subscriber: where new parameters come from.
         poller: waits for the first version, and in lock-step for each.
-        rng: decides the samples; replaced by ``seed`` at restarts.
+        rng: decides the samples.
     """
 
     def __init__(
@@ -117,6 +121,10 @@ class LocalActing:
                 f"got version {self.version} where lock-step needs version {version}"
             )
         return going
+
+    def close(self) -> None:
+        """See ``Acting.close``."""
+        self._subscriber.close()
 
     @torch.inference_mode()
     def act(

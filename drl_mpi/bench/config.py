@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -15,6 +15,8 @@ from drl_mpi.systems.impala import Impala
 
 WARM_UP_S = 10.0
 """The job's progress.csv has its first row then (``run.journal.LOG_EVERY_S``): counting starts."""
+OURS = frozenset({"run_dir", "device", "max_minutes", "resume"})
+"""Options of IMPALA that mean something else here, or nothing."""
 JOB_WINDOWS = 6
 """The job is measured for so many times ``--seconds``: it has rows of ten seconds."""
 
@@ -33,9 +35,10 @@ class Bench(Impala):
     """Windows into which a stage's measurement is cut; its rate is their median."""
     run_dir: Path | None = None
     """Folder of the results; by default runs/bench-ENV-NET-PRECISION."""
-    # The bench decides about these.
+    # The bench decides about these. Stages are measured on cores, so learners learn there, too.
+    device: Annotated[Literal["auto", "cpu", "cuda"], tyro.conf.Fixed, tyro.conf.Suppress] = "cpu"
     max_minutes: Annotated[float, tyro.conf.Fixed, tyro.conf.Suppress] = 0.0
-    resume: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "none"
+    resume: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "auto"
 
     def check(self) -> None:
         """See ``RunConfig.check``."""
@@ -57,13 +60,12 @@ class Bench(Impala):
         """The run to measure end to end."""
         values = {field.name: getattr(self, field.name) for field in fields(Impala)}
         minutes = (WARM_UP_S + JOB_WINDOWS * self.seconds) / 60
-        values |= {"run_dir": run_dir, "max_minutes": minutes, "resume": "none"}
+        values |= {"run_dir": run_dir, "max_minutes": minutes}
         return Impala(**values)
 
 
 def _bench(preset: Impala) -> Bench:
-    ours = {"run_dir", "max_minutes", "resume"}
-    values = {f.name: getattr(preset, f.name) for f in fields(Impala) if f.name not in ours}
+    values = {f.name: getattr(preset, f.name) for f in fields(Impala) if f.name not in OURS}
     return Bench(**values)
 
 

@@ -42,7 +42,7 @@ def main(job: Path, arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     # An exception ends what was started; the default would leave it running.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         config = parse(PRESETS, words)
         config.check()
@@ -61,11 +61,13 @@ def main(job: Path, arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return EXIT_OK
 
 
 def _bench(config: Bench, job: Path, command: list[str]) -> dict[str, Any]:
-    cores = usable_cores()
+    cores = len(usable_cores())
     _check(config, cores)
     spec = envs.probe(config.env, config.env_options)
     net = config.make_net(spec)

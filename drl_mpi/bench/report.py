@@ -188,7 +188,8 @@ def table(result: Numbers) -> str:
     with_ = ", ".join(
         f"{name} {found['versions'][name]}" for name in ("python", "torch", "numpy", "ale-py")
     )
-    footer = [f"{found['cpu']}, {found['cores']} cores; {with_}; {found['versions']['mpi']}"]
+    mpi = found["versions"]["mpi"].partition(",")[0]
+    footer = [f"{found['cpu']}, {found['cores']} cores; {with_}; {mpi}"]
     if result["load_before"] > BUSY:
         footer.append(
             f"The load average before the start was {result['load_before']:.1f}: other programs "

@@ -187,6 +187,9 @@ class Loopback:
         """As a ``StreamSender``: a request that is complete."""
         return self
 
+    def close(self) -> None:
+        """As a ``StreamSender`` and a ``ParameterSubscriber``."""
+
     def Test(self) -> bool:  # noqa: N802 (mpi4py's name)
         """As a request."""
         return True

@@ -60,6 +60,7 @@ class ParameterPublisher:
         if self._newest is not None and not self._in_flight(self._newest):
             self._spare.append(self._newest)
         slot = self._spare.pop() if self._spare else Slot(self._record)
+        slot.busy = False
         slot["vector"][:] = vector
         slot["version"][...] = version
         slot["flags"][...] = 0
@@ -78,7 +79,7 @@ class ParameterPublisher:
     def progress(self) -> None:
         """Starts the sends that are owed to subscribers with no message under way."""
         self._collect()
-        if self._newest is None:
+        if self._newest is None or self._told:
             return
         for subscriber, owed in self._owed.items():
             if owed and subscriber not in self._sending:
@@ -99,6 +100,7 @@ class ParameterPublisher:
 
     def _send(self, subscriber: int, slot: Slot) -> None:
         request = self._comm.Issend([slot.buffer, MPI.BYTE], subscriber, self._tag)
+        slot.busy = True
         self._sending[subscriber] = (request, slot)
         self._owed[subscriber] = False
         self.bytes_sent += slot.buffer.nbytes
@@ -107,7 +109,8 @@ class ParameterPublisher:
         for subscriber, (request, slot) in list(self._sending.items()):
             if request.Test():
                 del self._sending[subscriber]
-                if slot is not self._newest and not self._in_flight(slot):
+                slot.busy = self._in_flight(slot)
+                if slot not in (self._newest, self._last) and not slot.busy:
                     self._spare.append(slot)
 
     def _in_flight(self, slot: Slot) -> bool:

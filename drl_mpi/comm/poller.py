@@ -41,6 +41,8 @@ class Poller:
         self.silence_s = silence_s
         self.idle_s = 0.0
         """Seconds spent waiting so far."""
+        self.background: Callable[[], object] | None = None
+        """Called at every poll: what needs progress whatever is being waited for."""
         self._clock = clock
         self._sleep = sleep
 
@@ -54,7 +56,7 @@ class Poller:
         Raises:
             SilenceError: after ``silence_s`` seconds without success.
         """
-        result = ready()
+        result = self._poll(ready)
         if result is not None:
             return result
         began = self._clock()
@@ -62,7 +64,7 @@ class Poller:
         try:
             while True:
                 self._sleep(pause)
-                result = ready()
+                result = self._poll(ready)
                 if result is not None:
                     return result
                 waited = self._clock() - began
@@ -70,8 +72,13 @@ class Poller:
                     raise SilenceError(
                         f"waited {waited:.0f} s for {what}, longer than the silence timeout of "
                         f"{self.silence_s:.0f} s: that rank is stuck, or its link is cut. See its "
-                        "log in the run folder; raise --silence-timeout if it is merely slow"
+                        "log in the run folder; raise the silence timeout if it is merely slow"
                     )
                 pause = min(2 * pause, LONGEST_SLEEP_S)
         finally:
             self.idle_s += self._clock() - began
+
+    def _poll(self, ready: Callable[[], T | None]) -> T | None:
+        if self.background is not None:
+            self.background()
+        return ready()

@@ -6,11 +6,10 @@ nothing is pickled or converted on the way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -85,11 +84,6 @@ class Record:
             for field in self.fields
         }
 
-    @property
-    def fingerprint(self) -> int:
-        """A number that differs between layouts: both ends of a stream must agree on it."""
-        return crc32(repr([(f.name, np.dtype(f.dtype).str, f.shape) for f in self.fields]).encode())
-
 
 class Slot:
     """One record's bytes, its views, and whether MPI owns them at the moment.
@@ -118,9 +112,6 @@ class Slot:
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         return self.fields[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._fields)
 
 
 def aligned_bytes(nbytes: int) -> npt.NDArray[np.uint8]:

@@ -162,6 +162,7 @@ class StreamSender:
             for slot in self._slots
         ]
         self._next = 0
+        self._last: MPI.Request | None = None
 
     def free(self, count: int = 1) -> list[Slot] | None:
         """The next ``count`` slots of the ring in order, or ``None`` while MPI still owns one."""
@@ -185,13 +186,21 @@ class StreamSender:
         self._next = (self._next + 1) % len(self._slots)
         self.bytes_sent += self._record.nbytes
 
-    def flushed(self) -> bool | None:
-        """``True`` when everything that was sent has been received, else ``None``."""
-        return True if self.free(len(self._slots)) is not None else None
+    def progress(self) -> None:
+        """Lets MPI move what is under way, in both directions; microseconds."""
+        self._comm.Iprobe(source=self._destination, tag=self._tag)
 
-    def end(self) -> MPI.Request:
-        """Starts the empty message that ends the stream; complete once the receiver took it."""
-        return self._comm.Issend([None, 0, MPI.BYTE], dest=self._destination, tag=self._tag)
+    def end(self) -> bool | None:
+        """Drives the empty message that ends the stream.
+
+        Call it until it returns ``True`` (the receiver has everything); before, it returns
+        ``None``.
+        """
+        if self._last is None:
+            if self.free(len(self._slots)) is None:
+                return None
+            self._last = self._comm.Issend([None, 0, MPI.BYTE], self._destination, self._tag)
+        return True if self._last.Test() else None
 
     def close(self) -> None:
         """Frees the requests. Call it when everything was received."""

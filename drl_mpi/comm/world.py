@@ -12,9 +12,6 @@ import numpy.typing as npt
 from drl_mpi.comm.mpi import MPI
 from drl_mpi.comm.poller import Poller
 
-TAG_UNROLLS = 1
-TAG_PARAMETERS = 2
-
 
 @dataclass(frozen=True)
 class World:
@@ -38,6 +35,13 @@ class World:
         member = self.rank in ranks
         comm = self.comm.Split(0 if member else MPI.UNDEFINED, key=self.rank)
         return Group(comm) if member else None
+
+    def share_flag(self, flag: bool, poller: Poller, what: str) -> bool:
+        """Rank 0's flag, on every rank; waits without spinning. Collective."""
+        value = np.array([flag], dtype=np.uint8)
+        request = self.comm.Ibcast(value, root=0)
+        poller.wait(lambda: request.Test() or None, what)
+        return bool(value[0])
 
     def abort(self, code: int) -> None:
         """Ends every rank of the job at once. Nothing registered with atexit runs."""
@@ -65,14 +69,20 @@ class Group:
         self.rank = comm.Get_rank()
         self.size = comm.Get_size()
 
-    def sum(self, values: npt.NDArray[np.float32], poller: Poller) -> None:
-        """Replaces ``values`` by their sum over all members. Collective, and never spins."""
+    def sum(self, values: npt.NDArray[np.float32], poller: Poller, what: str) -> None:
+        """Replaces ``values`` by their sum over all members. Collective, and never spins.
+
+        Args:
+            values: float32, the same length on every member.
+            poller: waits.
+            what: what is waited for, for the error's text.
+        """
         request = self.comm.Iallreduce(MPI.IN_PLACE, values, op=MPI.SUM)
-        poller.wait(lambda: request.Test() or None, "the other learners' gradients")
+        poller.wait(lambda: request.Test() or None, what)
 
     def gather(self, value: Any) -> list[Any] | None:
         """Every member's value in rank order, at member 0; ``None`` elsewhere. Pickles."""
-        return self.comm.gather(value, root=0)
+        return [value] if self.size == 1 else self.comm.gather(value, root=0)
 
 
 def connect() -> World:

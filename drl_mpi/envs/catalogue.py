@@ -55,9 +55,9 @@ def find(env_id: str) -> Registered:
     if module:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except Exception as error:  # whatever a user's module raises
             raise EnvError(
-                f"environment {env_id!r}: cannot import {module!r} ({error}); allowed: modules on "
+                f"environment {env_id!r}: cannot import {module!r} ({type(error).__name__}: {error}); allowed: modules on "
                 "Python's path; check the name and PYTHONPATH"
             ) from error
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,6 @@ from drl_mpi.envs import build_stacks
 from drl_mpi.experience.unroll import UnrollShape
 
 Fields = Mapping[str, npt.NDArray[Any]]
-
-
-@dataclass
-class Episodes:
-    """Games that ended in a batch: unclipped returns, and lengths in steps."""
-
-    returns: list[float] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
 
 
 class Batch:
@@ -43,7 +34,7 @@ class Batch:
         state: float32 ``[parts, B, hidden]`` before row 0, or ``None`` without a core.
         versions: int64 ``[B]``, the policy version that acted; -1 for replayed unrolls.
         waited_s, worked_s: seconds that the actors behind this batch waited and worked for it.
-        episodes: games that ended within it.
+        episode_returns: unclipped returns of the games that ended within it.
     """
 
     def __init__(self, shape: UnrollShape, device: torch.device | None = None) -> None:
@@ -69,7 +60,7 @@ class Batch:
         self.versions = np.full(b, -1, dtype=np.int64)
         self.waited_s = 0.0
         self.worked_s = 0.0
-        self.episodes = Episodes()
+        self.episode_returns: list[float] = []
 
     def ready(self) -> Batch:
         """This batch, with its tensors on the device; itself where that is the CPU."""
@@ -85,7 +76,7 @@ class Batch:
         """Forgets the statistics of the previous update."""
         self.versions.fill(-1)
         self.waited_s = self.worked_s = 0.0
-        self.episodes = Episodes()
+        self.episode_returns = []
 
     def write(self, column: int, fields: Fields) -> None:
         """Copies an unroll's transitions into the columns from ``column`` on.
@@ -115,7 +106,5 @@ class Batch:
         self.versions[column : column + n] = fields["version"]
         self.waited_s += float(fields["waited_s"])
         self.worked_s += float(fields["worked_s"])
-        lengths = fields["episode_lengths"]
-        for t, env in np.argwhere(lengths > 0):
-            self.episodes.returns.append(float(fields["episode_returns"][t, env]))
-            self.episodes.lengths.append(int(lengths[t, env]))
+        ended = fields["episode_lengths"] > 0
+        self.episode_returns += fields["episode_returns"][ended].tolist()

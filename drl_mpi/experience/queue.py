@@ -21,6 +21,14 @@ class Source(Protocol):
         """The next batch; valid until the call after this one."""
         ...
 
+    def drain(self) -> bool | None:
+        """Throws away what still arrives; ``True`` once nothing more will, else ``None``."""
+        ...
+
+    def close(self) -> None:
+        """Gives back what MPI holds. Call it when drained."""
+        ...
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs to go on."""
         ...
@@ -38,7 +46,8 @@ class UnrollQueue:
         batch: tensors to fill; its width is the batch size.
         envs: n, environments per record; divides the number of fresh columns.
         poller: waits, and drives the publisher meanwhile.
-        publisher: consuming an unroll puts its actor in the publisher's debt.
+        publisher: consuming an actor's whole unroll puts the publisher in its debt.
+        records: records per unroll of an actor.
         replay: fills the columns that are not fresh; ``None`` when all are.
         fresh: number of columns that come from the stream.
         in_turn: take records strictly in the order of the sources (lock-step), and leave it to
@@ -52,6 +61,7 @@ class UnrollQueue:
         envs: int,
         poller: Poller,
         publisher: ParameterPublisher,
+        records: int = 1,
         *,
         replay: UniformReplay | None = None,
         fresh: int | None = None,
@@ -71,6 +81,8 @@ class UnrollQueue:
         self._publisher = publisher
         self._replay = replay
         self._in_turn = in_turn
+        self._records = records
+        self._consumed = dict.fromkeys(receiver.sources, 0)
         self._taken = 0
 
     def next(self) -> Batch:
@@ -85,7 +97,9 @@ class UnrollQueue:
             if self._replay is not None:
                 self._replay.add(fields)
             self._receiver.release(delivery)
-            if self._in_turn is None:
+            # One debt per unroll: a version for each record would only queue up behind the first.
+            self._consumed[delivery.source] += 1
+            if self._in_turn is None and self._consumed[delivery.source] % self._records == 0:
                 self._publisher.owe(delivery.source)
         if self._replay is not None:
             self._replay.fill(self._batch, self.fresh)
@@ -96,6 +110,10 @@ class UnrollQueue:
         while (delivery := self._receiver.take()) is not None:
             self._receiver.release(delivery)
         return True if self._receiver.ended else None
+
+    def close(self) -> None:
+        """See ``Source.close``."""
+        self._receiver.close()
 
     def state(self) -> dict[str, Any]:
         """The replay, and every actor's RNG."""
@@ -108,12 +126,14 @@ class UnrollQueue:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from ``state``."""
-        self.rngs = {int(rank): np.asarray(words) for rank, words in state["rng"].items()}
-        if self._replay is not None:
+        own = self._receiver.sources
+        self.rngs = {
+            int(rank): np.asarray(words) for rank, words in state["rng"].items() if int(rank) in own
+        }
+        if self._replay is not None and "replay" in state:
             self._replay.restore(state["replay"])
 
     def _take(self) -> Delivery | None:
-        self._publisher.progress()
         source = None if self._in_turn is None else self._in_turn(self._taken)
         delivery = self._receiver.take(source)
         if delivery is not None:

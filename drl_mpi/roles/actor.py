@@ -111,9 +111,9 @@ class Actor:
                 slot["rng"][:] = pack_rng(self._rng)
                 self._sender.send()
             began, waited, unroll = now, idle, unroll + 1
-        self._poller.wait(self._sender.flushed, "the learner to take the last unrolls")
-        end = self._sender.end()
-        self._poller.wait(lambda: end.Test() or None, "the learner to end the stream")
+        self._poller.wait(self._sender.end, "the learner to take the last unrolls")
+        self._sender.close()
+        self._acting.close()
         self.env.close()
 
     def _begin(self, unroll: int) -> list[Slot] | None:
@@ -135,6 +135,7 @@ class Actor:
 
     def _reset(self, epoch: int) -> None:
         self._row = self.env.reset(self._restart(epoch))
+        self._frames.fill(0)
         self._resets.fill(True)
         parts = self._shape.state_shape
         if parts:
@@ -158,6 +159,7 @@ class Actor:
             scatter.row("log_probs", t, choice.log_probs)
             self._state = choice.state
             row = self.env.step(actions)
+            self._sender.progress()
             rewards = row.reward
             if self._reward_clip:
                 rewards = np.clip(rewards, -self._reward_clip, self._reward_clip)

@@ -9,11 +9,11 @@ import numpy.typing as npt
 
 from drl_mpi.experience.batch import Batch
 
-MAX_EPISODES = 64
-"""Finished games that one row can report; more wait for the next update."""
+MAX_RETURNS = 100
+"""Returns that one row can report, the newest; that is what the mean over 100 games can use."""
 
-_LEAD = 9
-WIDTH = _LEAD + MAX_EPISODES
+_LEAD = 10
+WIDTH = _LEAD + MAX_RETURNS
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,20 @@ class Summary:
     """Somebody wants a checkpoint."""
     stop: bool
     """Somebody wants to stop early."""
-    lag_mean: float
-    """Mean policy lag of the fresh unrolls, in versions; NaN if none was fresh."""
+    lag_sum: float
+    """Policy lag in versions, summed over the fresh unrolls."""
+    lag_count: int
+    """Fresh unrolls."""
     lag_max: float
+    """Largest policy lag; NaN without fresh unrolls."""
     actor_waited_s: float
     actor_worked_s: float
     learner_waited_s: float
     learner_worked_s: float
+    episodes: int
+    """Games that ended."""
     returns: npt.NDArray[np.float32]
-    """Unclipped returns of games that ended."""
+    """Unclipped returns of the newest of them, at most ``MAX_RETURNS`` per learner."""
 
 
 class InfoWriter:
@@ -40,7 +45,6 @@ class InfoWriter:
 
     def __init__(self) -> None:
         self._row = np.zeros(WIDTH, dtype=np.float32)
-        self._returns: list[float] = []
 
     def write(
         self,
@@ -53,8 +57,7 @@ class InfoWriter:
         stop: bool,
     ) -> npt.NDArray[np.float32]:
         """The row for an update of ``version`` with ``batch``: float32 ``[WIDTH]``."""
-        self._returns += batch.episodes.returns
-        now, self._returns = self._returns[:MAX_EPISODES], self._returns[MAX_EPISODES:]
+        now = batch.episode_returns[-MAX_RETURNS:]
         fresh = batch.versions[batch.versions >= 0]
         lags = version - fresh
         row = self._row
@@ -68,8 +71,10 @@ class InfoWriter:
             batch.worked_s,
             waited_s,
             worked_s,
+            len(batch.episode_returns),
         )
-        row[_LEAD:] = np.nan  # NaN is no return; it must not meet a sum, see ``summarise``
+        # NaN marks an empty place: other learners add 0 to it, so it stays one in the sum.
+        row[_LEAD:] = np.nan
         row[_LEAD : _LEAD + len(now)] = now
         return row
 
@@ -77,16 +82,20 @@ class InfoWriter:
 def summarise(infos: npt.NDArray[np.float32]) -> Summary:
     """Reads all learners' rows: float32 ``[learners, WIDTH]``."""
     lead = infos[:, :_LEAD].astype(np.float64)
-    save, stop, lag_sum, lag_count, _, waited, worked, own_waited, own_worked = lead.sum(axis=0)
+    save, stop, lag_sum, lag_count, _, waited, worked, own_waited, own_worked, episodes = lead.sum(
+        axis=0
+    )
     returns = infos[:, _LEAD:]
     return Summary(
         save=bool(save),
         stop=bool(stop),
-        lag_mean=lag_sum / lag_count if lag_count else float("nan"),
+        lag_sum=lag_sum,
+        lag_count=int(lag_count),
         lag_max=float(lead[:, 4].max()) if lag_count else float("nan"),
         actor_waited_s=waited,
         actor_worked_s=worked,
         learner_waited_s=own_waited,
         learner_worked_s=own_worked,
+        episodes=int(episodes),
         returns=returns[~np.isnan(returns)],
     )

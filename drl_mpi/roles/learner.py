@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ import torch
 from drl_mpi.comm.parameters import ParameterPublisher
 from drl_mpi.comm.poller import Poller
 from drl_mpi.experience.batch import Batch
-from drl_mpi.experience.queue import UnrollQueue
+from drl_mpi.experience.queue import Source
 from drl_mpi.nets import FlatParameters
 from drl_mpi.roles.info import InfoWriter, Summary, summarise
 from drl_mpi.updating.local import Updating
@@ -32,8 +32,12 @@ class Journal(Protocol):
         """Takes note of an update."""
         ...
 
-    def save(self, version: int, state: dict[str, Any]) -> None:
-        """Writes a checkpoint."""
+    def save(self, version: int, state: dict[str, Any], sources: Sequence[Any]) -> None:
+        """Writes a checkpoint of the updating's state and of every learner's source."""
+        ...
+
+    def note(self, message: str) -> None:
+        """Tells the user."""
         ...
 
 
@@ -71,7 +75,7 @@ class Learner:
     def __init__(
         self,
         flat: FlatParameters,
-        source: UnrollQueue,
+        source: Source,
         loss: Loss,
         updating: Updating,
         publisher: ParameterPublisher,
@@ -90,14 +94,16 @@ class Learner:
         self._horizon = horizon
         self._journal = journal
         self._gather = gather
+        poller.background = publisher.progress
         self._clock = clock
 
     def run(self) -> bool:
         """Learns. Returns whether the run is complete (else it was stopped early)."""
         updating, horizon = self._updating, self._horizon
         info = InfoWriter()
-        self._publish(updating.version)
-        self._publisher.owe_all()
+        if updating.version < horizon.end:
+            self._publisher.owe_all()
+            self._publisher.publish(self._flat.vector.cpu().numpy(), updating.version)
         began, idle = self._clock(), self._poller.idle_s
         asked = stopping = False
         while updating.version < horizon.end and not stopping:
@@ -123,6 +129,8 @@ class Learner:
                 numbers = {name: float(value) for name, value in scalars.items()}
                 numbers["gradient_norm"] = updating.gradient_norm
                 self._journal.update(version, summary, numbers)
+            if summary.stop and not asked and horizon.save_every and self._journal:
+                self._journal.note("lock-step: stopping at the next checkpoint")
             asked = asked or summary.stop
             if horizon.save_every:  # a run in lock-step goes on from boundaries only
                 saving = version % horizon.save_every == 0
@@ -145,7 +153,7 @@ class Learner:
     def _save(self, version: int) -> None:
         states = self._gather(self._source.state())
         if self._journal and states is not None:
-            self._journal.save(version, {**self._updating.state(), "sources": states})
+            self._journal.save(version, self._updating.state(), states)
 
     def _end(self) -> None:
         """Tells the actors, and takes what they still send until the last has ended."""
@@ -155,3 +163,4 @@ class Learner:
             return True if told and drained else None
 
         self._poller.wait(ready, "the actors to end their streams")
+        self._source.close()

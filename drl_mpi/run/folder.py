@@ -14,6 +14,7 @@ runs/NAME/
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -61,6 +62,22 @@ class RunFolder:
                     f"{error.strerror or error}; it must be a folder that you may write to: "
                     "choose another one or free this one"
                 ) from error
+
+    def lock(self) -> None:
+        """Keeps this folder for this process until it ends.
+
+        Raises UsageError if another process has it. File systems without locks keep nobody out.
+        """
+        self._lock = (self.path / ".lock").open("a")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"run folder {str(self.path)!r} is in use by a job that is still running; wait for "
+                "it, stop it by touching STOP in there, or choose another one"
+            ) from error
+        except OSError:
+            return
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Writes config.json atomically. Paths become strings and tuples lists."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import re
 import socket
 import sys
@@ -18,7 +19,14 @@ import tyro
 
 from drl_mpi.errors import EXIT_OK, EXIT_USAGE, UsageError
 from drl_mpi.run.folder import RunFolder
-from drl_mpi.run.launcher import launched_ranks, mpirun_command, supervise, usable_cores
+from drl_mpi.run.launcher import (
+    RELAUNCHED,
+    core_quota,
+    launched_ranks,
+    mpirun_command,
+    supervise,
+    usable_cores,
+)
 from drl_mpi.run.layout import Layout, local_layout, plan
 
 log = logging.getLogger(__name__)
@@ -59,11 +67,15 @@ class Job(Protocol):
         """Raises UsageError for a layout that the system cannot use."""
         ...
 
-    def prepare(self) -> Any:
+    def inspect(self) -> Any:
         """Looks at the environment and the run folder; what every rank has to know of them.
 
-        Returns ``None`` when there is nothing left to do. Raises UsageError.
+        Changes nothing. Returns ``None`` when there is nothing left to do. Raises UsageError.
         """
+        ...
+
+    def claim(self, *, clear_stop: bool) -> None:
+        """Makes the run folder ready for this run. Raises UsageError."""
         ...
 
     def play(self, world: Any, layout: Layout, prepared: Any) -> int:
@@ -82,8 +94,9 @@ def main(presets: Mapping[str, J], argv: Sequence[str] | None = None) -> None:
         argv: the command line without the program; ``sys.argv[1:]`` if not given.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    launched = launched_ranks()
+    launched: tuple[int, int] | None = None
     try:
+        launched = launched_ranks()
         job = parse(presets, arguments, quiet=launched is not None and launched[0] != 0)
         job.check()
         if launched is None:
@@ -135,7 +148,9 @@ def _one_line(box: str) -> str:
     """The words of a framed error message, without the frame and the pointer to --help."""
     text = " ".join(re.sub(r"[\u2500-\u257f]+|-{4,}", " ", box).split())
     text = re.split(r"\.? For full helptext| Argument helptext:", text)[0]
-    return text.removeprefix("Parsing error ") + "; see --help"
+    for title in ("Parsing error ", "Unrecognized options ", "Invalid choice ", "Value error "):
+        text = text.removeprefix(title)
+    return text + "; see --help"
 
 
 def _description(job: Job, presets: Sequence[str]) -> str:
@@ -145,7 +160,7 @@ def _description(job: Job, presets: Sequence[str]) -> str:
 def _relaunch(job: Job, arguments: Sequence[str]) -> int:
     gpus = job.gpus()
     ranks = local_layout(
-        len(usable_cores()), gpus, learners=job.learners, servers=job.servers, actors=job.actors
+        core_quota(), gpus, learners=job.learners, servers=job.servers, actors=job.actors
     )
     job.check_layout(
         plan(
@@ -157,10 +172,11 @@ def _relaunch(job: Job, arguments: Sequence[str]) -> int:
             actors=job.actors,
         )
     )
-    if job.prepare() is None:
+    if job.inspect() is None:
         return EXIT_OK
     folder = RunFolder(job.path)
-    folder.clear_stop()
+    folder.prepare()
+    folder.clear_stop()  # here, before Ctrl-C may touch it, not in the ranks
     code = supervise(mpirun_command(ranks, [sys.argv[0], *arguments]), folder.stop)
     if code == EXIT_OK and not folder.is_done():
         # A launcher that lost a node may still exit with 0.
@@ -204,11 +220,15 @@ def _rank_main(job: Job, size: int) -> int:
         if isinstance(error, UsageError) and world.left:
             raise
         # The first thing to be seen is the cause; only then do the other ranks end.
-        text = f"rank {world.rank} failed:\n{traceback.format_exc()}"
-        log.error(text)
+        if isinstance(error, UsageError):
+            text, code = f"{Path(sys.argv[0]).name}: rank {world.rank}: {error}\n", EXIT_USAGE
+        else:
+            text, code = f"rank {world.rank} failed:\n{traceback.format_exc()}", 1
         sys.stderr.write(text)
         sys.stderr.flush()
-        world.abort(1)
+        if log.hasHandlers():
+            log.error(text)
+        world.abort(code)
         raise
 
 
@@ -235,7 +255,10 @@ def _verdict(job: Job, ranks: Sequence[tuple[str, set[int], int]]) -> str | tupl
             cores_per_host={host: len(masks) for host, masks in cores.items()},
         )
         job.check_layout(layout)
-        return layout, job.prepare()
+        prepared = job.inspect()
+        if prepared is not None:
+            job.claim(clear_stop=RELAUNCHED not in os.environ)
+        return layout, prepared
     except UsageError as error:
         return str(error)
 

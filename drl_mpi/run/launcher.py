@@ -21,13 +21,23 @@ RANK_VARIABLES = (
     ("PMI_RANK", "PMI_SIZE"),  # MPICH's mpirun
     ("PMIX_RANK", "SLURM_NTASKS"),  # srun --mpi=pmix
 )
-ABORT_GRACE_S = 10.0
+RELAUNCHED = "DRL_MPI_RELAUNCHED"
+"""Set for the ranks of a job that relaunched itself: the parent handles STOP before they start."""
 
 
 def launched_ranks(environment: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
-    """(rank, number of ranks) that a launcher's environment tells, or ``None`` without one."""
+    """(rank, number of ranks) that a launcher's environment tells, or ``None`` without one.
+
+    Raises:
+        UsageError: when they are not numbers.
+    """
     for rank, size in RANK_VARIABLES:
         if rank in environment and size in environment:
+            if not (environment[rank].isdecimal() and environment[size].isdecimal()):
+                raise UsageError(
+                    f"{rank}={environment[rank]!r}, {size}={environment[size]!r}: a launcher sets "
+                    "whole numbers; unset them, or start the job with mpirun or srun"
+                )
             return int(environment[rank]), int(environment[size])
     return None
 
@@ -35,6 +45,16 @@ def launched_ranks(environment: Mapping[str, str] = os.environ) -> tuple[int, in
 def usable_cores() -> set[int]:
     """Numbers of the cores that this process may run on."""
     return os.sched_getaffinity(0)
+
+
+def core_quota() -> int:
+    """Cores that this process may fill: its mask, or less where a container's quota says so."""
+    cores = len(usable_cores())
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return cores if quota == "max" else max(1, min(cores, -(-int(quota) // int(period))))
+    except (OSError, ValueError):
+        return cores
 
 
 def mpirun_command(ranks: int, argv: Sequence[str]) -> list[str]:
@@ -70,6 +90,7 @@ def supervise(command: Sequence[str], stop_file: Path) -> int:
     """
     environment = {
         TTY_VARIABLE: str(terminal_width() or 0),
+        RELAUNCHED: "1",
         # The shared-memory and TCP transports are what one machine needs; UCX's one-sided layer
         # prints errors that mean nothing where it finds no fast network.
         "OMPI_MCA_pml": "ob1",

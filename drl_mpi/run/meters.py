@@ -26,15 +26,16 @@ class Episodes:
         self.count = 0
         self._returns: deque[float] = deque(maxlen=window)
 
-    def add(self, returns: npt.ArrayLike) -> None:
+    def add(self, returns: npt.ArrayLike, count: int | None = None) -> None:
         """Takes the returns of newly finished episodes, oldest first: any shape, also empty.
 
-        Raises ValueError, and takes none, if one is not finite.
+        `count` says how many finished, if that is more than the returns that are known.
+        Raises ValueError, and takes none, if a return is not finite.
         """
         values = np.asarray(returns, np.float64).ravel()
         if not np.isfinite(values).all():
             raise ValueError(f"episode returns must be finite: {values.tolist()}")
-        self.count += values.size
+        self.count += values.size if count is None else count
         self._returns.extend(values.tolist())
 
     @property
@@ -115,6 +116,13 @@ class Lag:
             self._sum += float(array.sum())
             self._count += array.size
             self._max = float(np.fmax(self._max, array.max()))
+
+    def merge(self, total: float, count: int, largest: float) -> None:
+        """What somebody else counted: sum, number and maximum; nothing if the number is 0."""
+        if count:
+            self._sum += total
+            self._count += count
+            self._max = float(np.fmax(self._max, largest))
 
     def take(self) -> tuple[float, float]:
         """(mean, maximum) since the last `take`; NaN if nothing was added. Starts again."""

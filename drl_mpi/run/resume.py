@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +12,61 @@ from drl_mpi.errors import UsageError
 from drl_mpi.run.checkpoint import CheckpointError, Checkpoints, load
 from drl_mpi.run.folder import RunFolder, differences
 
-Found = tuple[Path, dict[str, Any]]
+
+@dataclass(frozen=True)
+class Found:
+    """A good checkpoint."""
+
+    path: Path
+    state: dict[str, Any]
+    own: bool
+    """Whether it is the run folder's own."""
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+    """Newer ones that are damaged, and why."""
 
 
 def find(folder: RunFolder, wish: str, identity: Mapping[str, Any]) -> Found | None:
-    """The checkpoint to go on from, or ``None`` to start anew.
+    """The checkpoint to go on from, or ``None`` to start anew. Changes nothing on disk.
 
     Args:
         folder: of the run.
-        wish: "auto", "none", or a checkpoint's path.
+        wish: "auto", "none", or the path of a checkpoint to start a new folder from; a folder that
+            has checkpoints of its own goes on from these, so that a requeued job repeats nothing.
         identity: the fields that must be those of the stored run.
 
     Raises:
         UsageError: the folder or the checkpoint belongs to another configuration, no checkpoint
             is good, or a fresh start is wanted in a used folder.
     """
-    if wish not in ("auto", "none"):
-        return _checked(Path(wish), identity)
-    if not folder.config.exists():
-        return None
-    if wish == "none":
+    try:
+        used = folder.config.exists()
+        checkpoints = Checkpoints(folder.checkpoints)
+        own = checkpoints.latest() is not None
+    except OSError as error:
+        raise UsageError(
+            f"run folder {folder.path} cannot be read: {error.strerror}; choose another --run-dir"
+        ) from error
+    if wish == "none" and used:
         raise UsageError(
             f"--resume none, but {folder.path} holds a run already; choose another --run-dir, or "
             "remove that folder"
         )
-    stored = folder.read_config()
-    _refuse_other(f"run folder {folder.path}", identity, stored, "choose another --run-dir")
-    checkpoints = Checkpoints(folder.checkpoints)
+    if used:
+        stored = folder.read_config()
+        _refuse_other(f"run folder {folder.path}", identity, stored, "choose another --run-dir")
+    if wish not in ("auto", "none") and not own:
+        return _named(Path(wish), identity)
+    if not own:
+        return None
     try:
         found = checkpoints.load_latest()
     except CheckpointError as error:
-        raise UsageError(f"{error}; start anew with another --run-dir") from error
-    for path, reason in checkpoints.skipped:
-        print(f"passed over {path}: {reason}", file=sys.stderr)
-    return found
+        raise UsageError(str(error)) from error
+    assert found is not None
+    return Found(*found, own=True, skipped=checkpoints.skipped)
 
 
-def _checked(path: Path, identity: Mapping[str, Any]) -> Found:
+def _named(path: Path, identity: Mapping[str, Any]) -> Found:
     try:
         state = load(path)
         config = json.loads(str(state["config"]))
@@ -57,12 +75,12 @@ def _checked(path: Path, identity: Mapping[str, Any]) -> Found:
     except (KeyError, ValueError) as error:
         raise UsageError(f"--resume: {path} holds no config of a run: {error}") from error
     _refuse_other(f"checkpoint {path}", identity, config, "use the options that it was made with")
-    return path, state
+    return Found(path, state, own=False)
 
 
 def _refuse_other(
     what: str, identity: Mapping[str, Any], stored: Mapping[str, Any], remedy: str
 ) -> None:
-    other = differences(identity, {name: stored[name] for name in identity if name in stored})
+    other = differences(identity, {name: stored.get(name) for name in identity})
     if other:
         raise UsageError(f"{what} belongs to another configuration ({other}); {remedy}")

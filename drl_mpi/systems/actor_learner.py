@@ -5,9 +5,12 @@ A system of this family is a subclass: its published settings and its loss.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import signal
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
@@ -22,7 +25,7 @@ from drl_mpi.acting import LocalActing
 from drl_mpi.comm.parameters import ParameterPublisher, ParameterSubscriber
 from drl_mpi.comm.poller import Poller
 from drl_mpi.comm.stream import StreamReceiver, StreamSender
-from drl_mpi.comm.world import TAG_PARAMETERS, TAG_UNROLLS, Group, World
+from drl_mpi.comm.world import Group, World
 from drl_mpi.envs import EnvSpec
 from drl_mpi.errors import EXIT_OK, EXIT_STOPPED, UsageError
 from drl_mpi.experience import Batch, UniformReplay, UnrollQueue, UnrollShape
@@ -34,9 +37,10 @@ from drl_mpi.run import resume
 from drl_mpi.run.checkpoint import CheckpointError, check_arrays, load
 from drl_mpi.run.counting import Counting
 from drl_mpi.run.folder import RunFolder
-from drl_mpi.run.journal import RunJournal
-from drl_mpi.run.layout import Layout, Role
+from drl_mpi.run.layout import Layout
+from drl_mpi.run.meters import Metrics
 from drl_mpi.systems.config import RunConfig
+from drl_mpi.systems.journal import RunJournal
 from drl_mpi.updating.allreduce import AllReduceUpdating
 from drl_mpi.updating.local import LocalUpdating, Updating
 from drl_mpi.updating.optimizers import Optimizer
@@ -44,6 +48,10 @@ from drl_mpi.updating.optimizers import Optimizer
 log = logging.getLogger(__name__)
 
 ACTOR_NICENESS = 5
+
+
+TAG_UNROLLS = 1
+TAG_PARAMETERS = 2
 
 
 @dataclass(frozen=True)
@@ -56,31 +64,26 @@ class Prepared:
     version: int = 0
     steps: int = 0
     restarts: int = 0
-    """How often the run was started before: every start draws other environment seeds."""
+    """Checkpoints that the run went on from so far: each start draws other environment seeds."""
     rngs: dict[int, npt.NDArray[np.uint64]] | None = None
     """Rank -> state of its action RNG."""
+    skipped: tuple[tuple[Path, str], ...] = ()
+    """Newer checkpoints that are damaged, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActorLearner(RunConfig):
-    """Options that this family shares."""
+    """The family's rooms, put together."""
 
-    unroll_length: int = 20
-    """Steps per unroll, T."""
-    batch_size: int = 32
-    """Unrolls of single environments per update and learner, B."""
-    gamma: float = 0.99
-    """Discount per step."""
-    reward_clip: float = 1.0
-    """Rewards are clipped to [-c, c] for learning; 0 leaves them as they are."""
-    learning_rate: float = 6e-4
-    """At the start; falls linearly to 0 at the end of the run."""
-    max_gradient_norm: float = 40.0
-    """Gradients are clipped to this global norm."""
-    replay_fraction: float = 0.0
-    """Share of each batch that is sampled from replay."""
-    replay_capacity: int = 10_000
-    """Unrolls of single environments that the replay of each learner holds."""
+    # Declared here, since this room reads them; each system sets defaults and names its source.
+    unroll_length: int
+    batch_size: int
+    gamma: float
+    reward_clip: float
+    learning_rate: float
+    max_gradient_norm: float
+    replay_fraction: float
+    replay_capacity: int
 
     servers: ClassVar[int] = 0
 
@@ -105,6 +108,10 @@ class ActorLearner(RunConfig):
             ("replay_capacity", 1, 10**9),
         ):
             self._within(name, low, high)
+        try:
+            self.make_optimizer()
+        except ValueError as error:
+            raise UsageError(f"the optimiser's settings cannot work: {error}") from error
         if not 0.0 <= self.replay_fraction < 1.0:
             raise UsageError(
                 f"--replay-fraction is {self.replay_fraction}; allowed: 0 to below 1, since some "
@@ -121,7 +128,7 @@ class ActorLearner(RunConfig):
         """Refuses layouts that cannot fill batches, or not in a fixed order."""
         if not layout.actors:
             raise UsageError(
-                f"{self.name} needs actors, but there are 0 (--actors); give at least 1 per learner"
+                f"--actors 0: {self.name}'s learners do not act; give at least 1 actor per learner"
             )
         for learner in layout.learners:
             round_envs = len(layout.actors_of(learner)) * self.envs_per_actor
@@ -179,46 +186,59 @@ class ActorLearner(RunConfig):
 
     # -- before the start -----------------------------------------------------------------------
 
-    def prepare(self) -> Prepared | None:
-        """See ``run.launch.Job.prepare``."""
+    def inspect(self) -> Prepared | None:
+        """See ``run.launch.Job.inspect``."""
         spec = envs.probe(self.env, self.env_options)
         net = self.make_net(spec)
         folder = RunFolder(self.path)
         found = resume.find(folder, self.resume, self.identity())
-        prepared = Prepared(spec)
-        if found is not None:
-            path, state = found
-            prepared = self._check_checkpoint(spec, net, path, state)
-            if folder.is_done() and prepared.steps * spec.action_repeat >= self.total_frames:
-                print(
-                    f"{folder.path} is finished: {prepared.steps * spec.action_repeat:,} frames. "
-                    "Raise --total-frames to go on, or choose another --run-dir"
-                )
-                return None
-        folder.prepare()
-        folder.clear_stop()
-        folder.clear_done()
-        folder.write_config(self.as_dict())
+        if found is None:
+            return Prepared(spec)
+        prepared = self._check_checkpoint(spec, net, found)
+        frames = prepared.steps * spec.action_repeat
+        if frames < self.total_frames:
+            return prepared
+        if not found.own:
+            raise UsageError(
+                f"--resume {found.path} has {frames:,} frames, and --total-frames is "
+                f"{self.total_frames:,}; there is nothing left to do: raise --total-frames"
+            )
+        if folder.is_done():
+            print(
+                f"{folder.path} is finished: {frames:,} frames. "
+                "Raise --total-frames to go on, or choose another --run-dir"
+            )
+            return None
         return prepared
 
-    def _check_checkpoint(
-        self, spec: EnvSpec, net: nets.Network, path: Path, state: dict[str, Any]
-    ) -> Prepared:
+    def claim(self, *, clear_stop: bool) -> None:
+        """See ``run.launch.Job.claim``."""
+        folder = RunFolder(self.path)
+        folder.prepare()
+        folder.lock()
+        if clear_stop:
+            folder.clear_stop()
+        folder.clear_done()
+        folder.write_config(self.as_dict())
+
+    def _check_checkpoint(self, spec: EnvSpec, net: nets.Network, found: resume.Found) -> Prepared:
+        path, state = found.path, found.state
         try:
-            counters = {name: int(value) for name, value in state["counters"].items()}
             expected = {
                 name: (tuple(p.shape), np.dtype(np.float32)) for name, p in net.named_parameters()
             }
             check_arrays(state["model"], expected, what=f"{path}: /model")
             for slot, arrays in state["optimizer"].items():
                 check_arrays(arrays, expected, what=f"{path}: /optimizer/{slot}")
+            Metrics().restore(_metrics(state), 0)
             return Prepared(
                 spec,
                 path,
-                counters["version"],
-                counters["steps"],
-                counters["restarts"] + 1,
+                int(state["counters"]["version"]),
+                int(state["counters"]["steps"]),
+                int(state["session"]["restarts"]) + 1,
                 {int(rank): np.asarray(words) for rank, words in state["rng"].items()},
+                tuple(found.skipped),
             )
         except CheckpointError as error:
             raise UsageError(str(error)) from error
@@ -236,34 +256,35 @@ class ActorLearner(RunConfig):
         group = world.group(layout.learners)
         net = self.make_net(prepared.spec)
         shape = self.unroll_shape(prepared.spec, net)
+        poller = Poller(self.silence_timeout)
         log.info("%s %d on %s, %d threads", place.role, place.index, place.host, place.threads)
         if group is None or group.rank:
             # Only the first learner listens to signals; the others end when it says so.
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
                 signal.signal(number, signal.SIG_IGN)
-        if place.role is Role.ACTOR:
+        complete = False
+        if group is None:
             if place.cores is not None and layout.ranks_on(place.host) > place.cores:
                 # Where ranks share cores, learners go first: else unrolls queue up and grow old.
                 os.nice(ACTOR_NICENESS)
-            self._act(world, layout, prepared, net, shape)
-            complete = True
+            self._make_actor(world, layout, prepared, net, shape, poller).run()
         else:
-            assert group is not None
-            complete = self._learn(world, layout, prepared, net, shape, group)
-        # What the first learner knows of the end becomes every rank's exit code.
-        return EXIT_OK if world.share(complete) else EXIT_STOPPED
+            complete = self._learn(world, layout, prepared, net, shape, poller, group)
+        complete = world.share_flag(complete, poller, "the first learner to finish")
+        log.info("%s", "finished" if complete else "stopped early")
+        return EXIT_OK if complete else EXIT_STOPPED
 
-    def _act(
+    def _make_actor(
         self,
         world: World,
         layout: Layout,
         prepared: Prepared,
         net: nets.Network,
         shape: UnrollShape,
-    ) -> None:
+        poller: Poller,
+    ) -> Actor:
         index, learner = layout.ranks[world.rank].index, layout.learner_of(world.rank)
         size = sum(p.numel() for p in net.parameters())
-        poller = Poller(self.silence_timeout)
         rng = make_rng(self.seed, 1 + index, prepared.restarts)
         stored = (prepared.rngs or {}).get(world.rank)
         if stored is not None:
@@ -274,19 +295,15 @@ class ActorLearner(RunConfig):
                 rng.bit_generator.state = make_rng(self.seed, 1 + index, epoch).bit_generator.state
             return envs.seed_for(self.seed, index, self.envs_per_actor, epoch)
 
-        groups = self.envs_per_actor // shape.envs
         pace = None
         if self.lockstep:
             pace = Pace(self._updates_per_round(layout), self.checkpoint_unrolls, prepared.version)
-        env = envs.make(self.env, self.envs_per_actor, self.env_options)
-        Actor(
-            env,
-            LocalActing(
-                net, ParameterSubscriber(world.comm, learner, size, TAG_PARAMETERS), poller, rng
-            ),
-            StreamSender(
-                world.comm, learner, shape.record(), self.stream_depth * groups, TAG_UNROLLS
-            ),
+        subscriber = ParameterSubscriber(world.comm, learner, size, TAG_PARAMETERS)
+        depth = self.stream_depth * self._records(shape)
+        return Actor(
+            envs.make(self.env, self.envs_per_actor, self.env_options),
+            LocalActing(net, subscriber, poller, rng),
+            StreamSender(world.comm, learner, shape.record(), depth, TAG_UNROLLS),
             shape,
             poller,
             gamma=self.gamma,
@@ -295,7 +312,7 @@ class ActorLearner(RunConfig):
             restart=restart,
             epoch=prepared.restarts,
             pace=pace,
-        ).run()
+        )
 
     def _learn(
         self,
@@ -304,10 +321,9 @@ class ActorLearner(RunConfig):
         prepared: Prepared,
         net: nets.Network,
         shape: UnrollShape,
+        poller: Poller,
         group: Group,
     ) -> bool:
-        first = group.rank == 0
-        poller = Poller(self.silence_timeout)
         gpu = layout.ranks[world.rank].gpu
         device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")
         if gpu is None:
@@ -329,79 +345,121 @@ class ActorLearner(RunConfig):
         if group.size > 1:
             updating = AllReduceUpdating(local, group, poller, WIDTH)
         actors = layout.actors_of(world.rank)
-        groups = self.envs_per_actor // shape.envs
         publisher = ParameterPublisher(world.comm, actors, flat.vector.numel(), TAG_PARAMETERS)
-        wide = UnrollShape(prepared.spec, self.unroll_length, self.batch_size, net.state_shape)
-        source = UnrollQueue(
-            StreamReceiver(
-                world.comm, actors, shape.record(), self.stream_depth * groups, TAG_UNROLLS
-            ),
-            Batch(wide, device),
-            shape.envs,
-            poller,
-            publisher,
-            replay=UniformReplay(
-                wide, self.replay_capacity, make_rng(self.seed, 0, group.rank, prepared.restarts)
-            )
-            if self.replay_fraction
-            else None,
-            fresh=self.fresh,
-            in_turn=(lambda k: actors[k // groups % len(actors)]) if self.lockstep else None,
-        )
+        source = self._make_source(world, actors, prepared, shape, poller, publisher, device, group)
         journal = None
-        if first:
-            folder = RunFolder(self.path)
-            folder.write_layout(layout.table())
-            print(layout.table(), flush=True)
-            journal = RunJournal(
-                folder,
-                self.as_dict(),
-                counting,
-                total_frames=self.total_frames,
-                learning_rate=learning_rate,
-                checkpoint_minutes=self.checkpoint_minutes,
-                max_minutes=self.max_minutes,
-                restarts=prepared.restarts,
-            )
-        metrics = None
-        if prepared.checkpoint is not None:
-            state = load(prepared.checkpoint)
-            updating.restore(state)
-            replay = state.get("replay", {}).get(str(group.rank))
-            source.restore({"rng": state["rng"]} | ({"replay": replay} if replay else {}))
-            metrics = state["metrics"]
+        if group.rank == 0:
+            journal = self._make_journal(layout, prepared, counting, learning_rate)
+        metrics = self._restore(prepared, updating, source, group)
         if journal:
             journal.restore(metrics)
-        period = self._updates_per_round(layout)
-        complete = Learner(
+        period = self._updates_per_round(layout) if self.lockstep else 0
+        end = counting.version_at(self.total_frames)
+        if period:
+            end = -(-end // period) * period  # the end of a round
+        horizon = Horizon(
+            end=end, save_every=period * self.checkpoint_unrolls, publish_every=period
+        )
+        learner = Learner(
             flat,
             source,
             self.make_loss(net),
             updating,
             publisher,
             poller,
-            Horizon(
-                end=self._end(counting, layout),
-                save_every=period * self.checkpoint_unrolls if self.lockstep else 0,
-                publish_every=period if self.lockstep else 0,
-            ),
+            horizon,
             journal,
             group.gather,
-        ).run()
+        )
+        complete = learner.run()
         if journal:
             complete = complete or journal.out_of_time
             journal.finish(complete)
         return complete
 
+    def _make_source(
+        self,
+        world: World,
+        actors: tuple[int, ...],
+        prepared: Prepared,
+        shape: UnrollShape,
+        poller: Poller,
+        publisher: ParameterPublisher,
+        device: torch.device,
+        group: Group,
+    ) -> UnrollQueue:
+        records = self._records(shape)
+        wide = dataclasses.replace(shape, envs=self.batch_size)
+        replay = None
+        if self.replay_fraction:
+            rng = make_rng(self.seed, 0, group.rank, prepared.restarts)
+            replay = UniformReplay(wide, self.replay_capacity, rng)
+        return UnrollQueue(
+            StreamReceiver(
+                world.comm, actors, shape.record(), self.stream_depth * records, TAG_UNROLLS
+            ),
+            Batch(wide, device),
+            shape.envs,
+            poller,
+            publisher,
+            records,
+            replay=replay,
+            fresh=self.fresh,
+            in_turn=(lambda k: actors[k // records % len(actors)]) if self.lockstep else None,
+        )
+
+    def _make_journal(
+        self,
+        layout: Layout,
+        prepared: Prepared,
+        counting: Counting,
+        learning_rate: Callable[[int], float],
+    ) -> RunJournal:
+        folder = RunFolder(self.path)
+        folder.write_layout(layout.table())
+        print(layout.table(), flush=True)
+        for path, reason in prepared.skipped:
+            print(f"passed over {path}: {reason}", file=sys.stderr, flush=True)
+        if prepared.checkpoint:
+            print(f"going on from {prepared.checkpoint}", flush=True)
+        config = self.as_dict()
+        for name in ("run_dir", "resume"):  # where and how, not what
+            config.pop(name)
+        return RunJournal(
+            folder,
+            config,
+            counting,
+            total_frames=self.total_frames,
+            learning_rate=learning_rate,
+            checkpoint_minutes=self.checkpoint_minutes,
+            max_minutes=self.max_minutes,
+            restarts=prepared.restarts,
+            skipped=prepared.skipped,
+        )
+
+    def _restore(
+        self, prepared: Prepared, updating: Updating, source: UnrollQueue, group: Group
+    ) -> dict[str, Any] | None:
+        """Goes on from the checkpoint. Returns what the journal needs of it."""
+        if prepared.checkpoint is None:
+            return None
+        state = load(prepared.checkpoint)
+        updating.restore(state)
+        replay = state.get("replay", {}).get(str(group.rank))
+        if self.replay_fraction and replay is None:
+            log.info("no replay of learner %d in the checkpoint: it starts empty", group.rank)
+        source.restore({"rng": state["rng"]} | ({"replay": replay} if replay else {}))
+        return _metrics(state)
+
+    def _records(self, shape: UnrollShape) -> int:
+        """Records that one unroll of an actor is sent in."""
+        return self.envs_per_actor // shape.envs
+
     def _updates_per_round(self, layout: Layout) -> int:
-        """Updates that one unroll of every actor makes."""
+        """Updates that one unroll of every actor makes; whole in lock-step."""
         actors = layout.actors_of(layout.learners[0])
         return max(1, len(actors) * self.envs_per_actor // self.fresh)
 
-    def _end(self, counting: Counting, layout: Layout) -> int:
-        """The version that ends the run; in lock-step the end of a round."""
-        end = counting.version_at(self.total_frames)
-        if self.lockstep:
-            period = self._updates_per_round(layout)
-            end = -(-end // period) * period
-        return end
+
+def _metrics(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {**state["metrics"], "time_s": state["session"]["time_s"]}

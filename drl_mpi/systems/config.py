@@ -26,6 +26,9 @@ def parse_count(text: str) -> int:
     return int(value)
 
 
+MAX_RANKS = 4096
+"""Of one role: as many as ``run.layout`` plans for and ``envs.seed_for`` has seeds for."""
+
 Count = Annotated[
     int,
     tyro.constructors.PrimitiveConstructorSpec(
@@ -56,7 +59,8 @@ class RunConfig:
     """Folder of the run; by default runs/SYSTEM-ENV-seedN."""
     resume: str = "auto"
     """"auto" goes on from the run folder's newest good checkpoint, if there is one; "none" starts
-    anew and refuses a folder that holds a run; a path names a checkpoint to start from."""
+    anew and refuses a folder that holds a run; a path names another run's checkpoint to start
+    from, as long as the folder has none of its own."""
     checkpoint_minutes: float = 5.0
     """Minutes between checkpoints."""
     learners: int | None = None
@@ -64,7 +68,7 @@ class RunConfig:
     actors: int | None = None
     """Ranks that act; by default the rest (without mpirun: one per core)."""
     envs_per_actor: int = 32
-    """Environments that each actor steps together."""
+    """Environments that each actor steps together (ours: see docs/benchmarks.md)."""
     net: Literal["auto", "shallow", "nature", "deep", "mlp"] = "auto"
     """Network; "auto" takes shallow for pixels and mlp for vectors."""
     core: Literal["none", "lstm"] = "none"
@@ -83,7 +87,8 @@ class RunConfig:
     """Unrolls per actor that may wait at its learner, and again at the actor. More hide the
     learner's pauses where actors have cores of their own; each adds policy lag."""
     silence_timeout: float = 600.0
-    """Seconds after which a rank that nothing is heard of ends the run."""
+    """Seconds after which a rank that nothing is heard of ends the run; more than a checkpoint of
+    the replay takes to write."""
 
     name: ClassVar[str] = "run"
     """Name of the system."""
@@ -122,6 +127,9 @@ class RunConfig:
             ("silence_timeout", 1.0, 10**9),
         ):
             self._within(name, low, high)
+        for name in ("learners", "actors"):
+            if getattr(self, name) is not None:
+                self._within(name, 0, MAX_RANKS)
 
     @property
     def path(self) -> Path:
@@ -133,7 +141,8 @@ class RunConfig:
 
     def identity(self) -> dict[str, Any]:
         """The fields that make this the experiment that it is."""
-        fields = {"system": self.name, **dataclasses.asdict(self)}
+        fields = self.as_dict()
+        fields["env_options"].pop("threads")  # changes the speed, not the experiment
         free = self.MAY_CHANGE
         if self.lockstep:  # the same bits need the same ranks, shapes, arithmetic and schedule
             free = free - {

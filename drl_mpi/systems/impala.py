@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import inf
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+import tyro
 
 from drl_mpi.errors import UsageError
 from drl_mpi.experience.batch import Batch
@@ -32,7 +33,9 @@ class Impala(ActorLearner):
 
     unroll_length: int = 20
     """Steps per unroll, T (Espeholt et al. 2018: 20 on Atari)."""
-    batch_size: int = 8
+    envs_per_actor: int = 16
+    """Environments that each actor steps together (ours; the paper's actors have one each)."""
+    batch_size: int = 16
     """Unrolls of single environments per update and learner, B (paper: 32)."""
     gamma: float = 0.99
     """Discount per step (paper: 0.99)."""
@@ -50,11 +53,11 @@ class Impala(ActorLearner):
     """V-trace: bar on the importance weights of the policy gradient (paper: 1)."""
     clip_c: float = 1.0
     """V-trace: bar on the trace coefficients, at most ``clip_rho`` (paper: 1)."""
-    lambda_: float = 1.0
+    lambda_: Annotated[float, tyro.conf.arg(name="lambda")] = 1.0
     """V-trace: extra decay of the traces (paper: 1)."""
     optimizer: Literal["rmsprop", "adam"] = "adam"
     """Optimiser (paper: rmsprop)."""
-    learning_rate: float = 5e-4
+    learning_rate: float = 4e-4
     """At the start; falls linearly to 0 at ``total_frames`` (paper: 6e-4 with rmsprop)."""
     decay: float = 0.99
     """RMSProp: decay of the squared gradient's average (paper: 0.99)."""
@@ -63,9 +66,10 @@ class Impala(ActorLearner):
     adam."""
     max_gradient_norm: float = 40.0
     """Gradients are clipped to this global norm (paper: 40)."""
-    replay_fraction: float = 0.0
-    """Share of each batch that is sampled from replay (paper, section 5.2.2: 0.5)."""
-    replay_capacity: int = 10_000
+    replay_fraction: float = 0.75
+    """Share of each batch that is sampled from replay (paper, section 5.2.2: 0.5). A small machine
+    has few frames, so each is trained on four times."""
+    replay_capacity: int = 256
     """Unrolls of single environments that the replay of each learner holds (paper: 10,000)."""
 
     name: ClassVar[str] = "impala"
@@ -74,13 +78,11 @@ class Impala(ActorLearner):
         """See ``RunConfig.check``."""
         super().check()
         for field, low, high in (
-            ("baseline_cost", 0.0, inf),
-            ("entropy_cost", 0.0, inf),
+            ("baseline_cost", 0.0, 1e6),
+            ("entropy_cost", 0.0, 1e6),
             ("clip_rho", 0.0, inf),
             ("clip_pg_rho", 0.0, inf),
             ("lambda_", 0.0, 1.0),
-            ("decay", 0.0, 1.0),
-            ("epsilon", 0.0, inf),
         ):
             self._within(field, low, high)
         if not 0.0 <= self.clip_c <= self.clip_rho:
@@ -102,7 +104,12 @@ class Impala(ActorLearner):
 
 PAPER = replace(
     Impala(),
+    net="shallow",
+    precision="fp32",
+    envs_per_actor=32,
     batch_size=32,
+    replay_fraction=0.0,
+    replay_capacity=10_000,
     optimizer="rmsprop",
     learning_rate=6e-4,
     epsilon=0.01,

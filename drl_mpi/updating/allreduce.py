@@ -70,7 +70,7 @@ class AllReduceUpdating:
             # Halves of the checksum, since a float32 holds 24 bits exactly.
             checksum = crc32(self._local.flat.vector.cpu().numpy().view(np.uint8).data)
             self._rows[self._group.rank, -2:] = divmod(checksum, 1 << 16)
-        self._group.sum(self._bucket, self._poller)
+        self._group.sum(self._bucket, self._poller, "the other learners' gradients")
         if checked and np.any(self._rows[:, -2:] != self._rows[0, -2:]):
             differing = np.flatnonzero(np.any(self._rows[:, -2:] != self._rows[0, -2:], axis=1))
             raise ReplicaError(

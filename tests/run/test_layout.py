@@ -163,13 +163,16 @@ def test_threads_share_out_the_cores_of_a_host(job: Job) -> None:
         assert place.cores == job.cores.get(place.host)
         assert place.threads >= 1
     for host, n in size.items():
-        assert threads[host] == max(n, job.cores.get(host, n))
+        cores = max(n, job.cores.get(host, n))
+        learners = sum(p.host == host and p.role is Role.LEARNER for p in layout.ranks)
+        lost = cores % n % learners if learners else cores % n
+        assert threads[host] == cores - lost
 
 
 def test_cores_that_do_not_divide_go_to_learners_first() -> None:
     layout = plan(4, ["a"] * 4, 0, servers=1, cores_per_host=6)
     assert [(p.role, p.threads) for p in layout.ranks] == [
-        ("learner", 2), ("actor", 2), ("actor", 1), ("server", 1),
+        ("learner", 3), ("actor", 1), ("actor", 1), ("server", 1),
     ]  # fmt: skip
 
 
@@ -300,7 +303,8 @@ def test_4096_ranks_take_milliseconds(hosts: int, gpus: int) -> None:
 def test_local_layout() -> None:
     assert local_layout(2, servers=0) == 3  # measured best on 2 cores
     assert local_layout(2, servers=1) == 4
-    assert local_layout(16, 2, servers=0) == 18
+    assert local_layout(16, 2, servers=0) == 15  # one core in five is left to learners
+    assert local_layout(10, servers=0) == 9
     assert local_layout(2, 8, servers=0) == 4
     assert local_layout(2, 8, servers=0, actors=8) == 10
     assert local_layout(8, servers=0, actors=0) == 8
@@ -334,4 +338,4 @@ def test_local_layout_and_plan_agree(
     assert actors in (None, len(layout.actors))
     if learners is None and actors is None:
         assert len(layout.learners) == min(max(gpus, 1), cores)
-        assert len(layout.actors) == cores
+        assert len(layout.actors) == max(cores - cores // 5, len(layout.learners))

@@ -3,6 +3,7 @@
 Prints "ok SCENARIO" when all ranks have got through one; the first failure ends the job.
 """
 
+import itertools
 import sys
 import time
 import traceback
@@ -130,7 +131,7 @@ def rapid(world, tag):
             check(published)  # and it is still what it was
     assert asked == debts
     versions += until_stopped(world, subscriber)
-    assert all(old < new for old, new in zip(versions, versions[1:], strict=False)), versions
+    assert all(old < new for old, new in itertools.pairwise(versions)), versions
     assert 1 < len(versions) <= debts, f"{len(versions)} versions for {debts} debts"
 
 
@@ -189,14 +190,14 @@ def immutable(world, tag):
         for version in range(2, 60):
             publisher.owe_all()
             publisher.publish(vector(version), version)
-        assert len(publisher._sending) == 3, "something was taken already; SIZE is too small"
-        meet(world)  # nobody has looked so far
+        assert len(publisher._sending) == 3, "all was taken already; SIZE is too small"
+        meet(world)
         meet(world, publisher.progress)
         end(world, publisher)
         return
     subscriber = ParameterSubscriber(world.comm, 0, SIZE, tag)
     meet_quietly(world)
-    first = Poller(30.0).wait(subscriber.newest, "version 1")
+    first = Poller(30.0).wait(subscriber.newest, "an old version")
     check(first)
     newest = [first.version]
 
@@ -208,7 +209,8 @@ def immutable(world, tag):
         return True if newest[-1] == 59 else None
 
     Poller(30.0).wait(look, "version 59")
-    assert newest in ([1, 59], [59]), newest  # one message was under way, and one debt was left
+    assert newest == sorted(set(newest)), newest
+    assert len(newest) < 10, newest  # few were under way, and one debt was left
     meet(world, look)
     assert until_stopped(world, subscriber) == []
 

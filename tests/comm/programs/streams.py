@@ -60,10 +60,8 @@ def send_all(world, record, count, depth, tag, pause=lambda: None):
         sender.send()
         refused(lambda slot=slot: slot.fields, RuntimeError, "belongs to an MPI request")
         pause()
-    poller.wait(sender.flushed, "the receiver")
+    poller.wait(sender.end, "the end")
     assert sender.bytes_sent == count * record.nbytes
-    end = sender.end()
-    poller.wait(lambda: end.Test() or None, "the end")
     sender.close()
 
 
@@ -147,10 +145,9 @@ def turns(world, tag):
         for number in range(depth):
             fill(sender.free()[0], world.rank, number)
             sender.send()
-        Poller(30.0).wait(sender.flushed, "posted receives")
+        Poller(30.0).wait(lambda: sender.free(depth), "posted receives")
         meet(world)
-        end = sender.end()
-        Poller(30.0).wait(lambda: end.Test() or None, "the end")
+        Poller(30.0).wait(sender.end, "the end")
     else:
         receiver = StreamReceiver(world.comm, SOURCES, record, depth, tag)
         meet(world, receiver)
@@ -169,9 +166,7 @@ def starvation(world, tag):
     record, counts = layout(256), {1: 400, 2: 10, 3: 10}
     if world.rank:
         slow = world.rank != 1
-        send_all(
-            world, record, counts[world.rank], 2, tag, lambda: time.sleep(2e-3 if slow else 0)
-        )
+        send_all(world, record, counts[world.rank], 2, tag, lambda: time.sleep(2e-3 if slow else 0))
         return
     receiver = StreamReceiver(world.comm, SOURCES, record, 2, tag)
     served = []
@@ -210,9 +205,7 @@ def flow(world, tag):
                 sent = send_now(world, sender, numbers)
                 assert sent == 1, f"{sent} went out after 1 was released"
             meet(world)
-            Poller(30.0).wait(sender.flushed, "the receiver")
-            end = sender.end()
-            Poller(30.0).wait(lambda end=end: end.Test() or None, "the end")
+            Poller(30.0).wait(sender.end, "the end")
             sender.close()
         else:
             receiver = StreamReceiver(world.comm, SOURCES, record, depth, tag)
@@ -281,9 +274,7 @@ def several_at_once(world, tag):
             for _ in slots:
                 sender.send()
         refused(lambda: sender.free(5), ValueError, "the ring has 4")
-        poller.wait(sender.flushed, "the receiver")
-        end = sender.end()
-        poller.wait(lambda: end.Test() or None, "the end")
+        Poller(30.0).wait(sender.end, "the end")
         return
     receiver = StreamReceiver(world.comm, SOURCES, record, 4, tag)
     seen = Counter()
@@ -308,10 +299,8 @@ def unasked_send(world, tag):
         sender.free()
         sender.send()
         refused(sender.send, RuntimeError, "call free() before send()")
-        Poller(30.0).wait(sender.flushed, "the receiver")
         assert sender.bytes_sent == record.nbytes
-        end = sender.end()
-        Poller(30.0).wait(lambda: end.Test() or None, "the end")
+        Poller(30.0).wait(sender.end, "the end")
     elif world.rank == 0:
         receiver = StreamReceiver(world.comm, (1,), record, 2, tag)
         Poller(30.0).wait(receiver.take, "the record")

@@ -7,7 +7,8 @@ import logging
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from drl_mpi.roles.info import Summary
@@ -37,6 +38,7 @@ class RunJournal:
         counting: version -> steps and frames.
         total_frames: of the run, for the display.
         learning_rate: version -> learning rate, to log.
+        skipped: damaged checkpoints, which the next save sets aside.
         checkpoint_minutes: between checkpoints.
         max_minutes: of training, after which ``wishes`` asks to stop; 0 for no limit.
         restarts: how often the run was started before.
@@ -53,6 +55,7 @@ class RunJournal:
         checkpoint_minutes: float,
         max_minutes: float,
         restarts: int,
+        skipped: Sequence[tuple[Path, str]] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.out_of_time = False
@@ -66,6 +69,7 @@ class RunJournal:
         self._restarts = restarts
         self._clock = clock
         self._checkpoints = Checkpoints(folder.checkpoints)
+        self._checkpoints.skipped = list(skipped)
         self._log = ProgressLog(folder.progress, SCALARS, folder.tensorboard)
         self._progress = Progress(total_frames, width=terminal_width())
         # One set of meters per period: taking a row starts its meters again.
@@ -76,11 +80,17 @@ class RunJournal:
         self._shown_at = self._logged_at = self._saved_at = self._looked_at = now
         self._signalled = self._stop_file = False
         self._version = counting.start_version
+        self._saved = self._checkpoints.latest()
+        self._row_logged: dict[str, float] = {}
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, self._on_signal)
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
-        """Continues the curves from a checkpoint's ``metrics``, or starts them empty."""
+        """Continues the curves from a checkpoint, or starts them empty.
+
+        Args:
+            state: the checkpoint's ``metrics`` and ``time_s``.
+        """
         frames = self._counting.frames(self._counting.start_version)
         if state is not None:
             for metrics in (self._shown, self._logged):
@@ -101,8 +111,8 @@ class RunJournal:
         """Takes note of an update; shows and logs when it is time."""
         self._version = version
         for metrics in (self._shown, self._logged):
-            metrics.episodes.add(summary.returns)
-            metrics.policy_lag.add([summary.lag_mean, summary.lag_max])
+            metrics.episodes.add(summary.returns, summary.episodes)
+            metrics.policy_lag.merge(summary.lag_sum, summary.lag_count, summary.lag_max)
             metrics.actor_wait.add(
                 summary.actor_waited_s, summary.actor_waited_s + summary.actor_worked_s
             )
@@ -119,44 +129,51 @@ class RunJournal:
         if now - self._logged_at >= LOG_EVERY_S:
             self._log_row()
 
-    def save(self, version: int, state: dict[str, Any]) -> None:
-        """Writes a checkpoint, with a row of progress at the same count."""
+    def note(self, message: str) -> None:
+        """Tells the user, on the screen and in the log."""
+        log.info(message)
+        self._progress.note(message)
+
+    def save(self, version: int, state: dict[str, Any], sources: Sequence[Any]) -> None:
+        """Writes a checkpoint, with a row of progress at the same count.
+
+        Everything but ``session`` is the experiment's: equal in two runs in lock-step.
+        """
         if self._updates:
             self._log_row()
-        sources = state.pop("sources")
         counters = {
-            **state.pop("counters"),
+            **state["counters"],
             "updates": version,
             "steps": self._counting.steps(version),
             "frames": self._counting.frames(version),
-            "restarts": self._restarts,
         }
+        metrics = self._logged.state()
+        session = {"time_s": metrics.pop("time_s"), "restarts": self._restarts}
         tree = {
+            **state,
             "config": json.dumps(dict(self._config), default=str),
             "counters": counters,
-            "metrics": self._logged.state(),
+            "metrics": metrics,
+            "session": session,
             "rng": {rank: words for source in sources for rank, words in source["rng"].items()},
             "replay": {
                 str(i): source["replay"] for i, source in enumerate(sources) if "replay" in source
             },
-            **state,
         }
-        path = self._checkpoints.save(counters["frames"], tree)
+        self._saved = self._checkpoints.save(counters["frames"], tree)
         self._saved_at = self._clock()
-        log.info("saved %s", path)
+        log.info("saved %s", self._saved)
 
     def finish(self, complete: bool) -> None:
         """Ends the display and, when the run is complete, writes DONE."""
-        newest = self._checkpoints.latest()
         frames = self._counting.frames(self._version)
         self._log.close()
         if complete:
-            row = self._row(self._logged)
-            self._folder.mark_done({**row, "checkpoint": newest})
-            self._progress.finish(f"finished: {frames:,} frames, {newest}")
+            self._folder.mark_done({**self._row_logged, "checkpoint": self._saved})
+            self._progress.finish(f"finished: {frames:,} frames, {self._saved}")
         else:
             self._progress.finish(
-                f"stopped early: saved {newest}; run the same command again to go on"
+                f"stopped early: saved {self._saved}; go on with --resume auto (the default)"
             )
 
     def _log_row(self) -> None:
@@ -168,6 +185,7 @@ class RunJournal:
         self._sums.clear()
         self._updates = 0
         self._logged_at = self._clock()
+        self._row_logged = row
         self._log.append(row)
 
     def _row(self, metrics: Metrics) -> dict[str, float]:

@@ -1,0 +1,33 @@
+"""A rank that fails: the cause is seen first and once, and everything ends."""
+
+import time
+
+import pytest
+
+OPTIONS = "--env faulty_envs:Faulty-v0 --actors 2 --total-frames 1e9"
+
+
+def check(run, rank, cause):
+    ended = time.time()
+    assert run.rc not in (0, 2, 75), run.text
+    lines = run.stderr.splitlines()
+    if lines[0].startswith("+ "):  # the command of the relaunch
+        lines = lines[1:]
+    assert lines[:2] == [f"rank {rank} failed:", "Traceback (most recent call last):"], run.text
+    assert run.stderr.count("Traceback") == 1, run.text
+    assert run.stderr.count(cause) == 1, run.text
+    log = run.folder / "logs" / f"rank-{rank}.log"
+    assert cause in log.read_text()
+    assert ended - log.stat().st_mtime < 10, "seconds from the exception to the end of all"
+
+
+@pytest.mark.parametrize("ranks", [3, None], ids=["mpirun", "self"])
+def test_an_exception_in_one_environment(ranks, start, tiny, tmp_path):
+    fault = {"DRL_TEST_FAULT": "raise:2:37"}
+    run = start(f"{tiny} {OPTIONS}", tmp_path, ranks, fault).wait()
+    check(run, 2, "RuntimeError: the pole broke")
+
+
+def test_a_reward_that_is_not_a_number_stops_the_learner(start, tiny, tmp_path):
+    run = start(f"{tiny} {OPTIONS}", tmp_path, env={"DRL_TEST_FAULT": "nan:1:37"}).wait()
+    check(run, 0, "DivergenceError: the gradient of update")

@@ -1,0 +1,73 @@
+"""Learners that sum their gradients. ``learners.py FOLDER SCENARIO``; needs 2 or 3 ranks.
+
+"train": every rank writes its parameters and what it saw of the others to FOLDER/RANK.npz.
+"tamper": learner 1 changes a parameter; every rank writes the error's text to FOLDER/RANK.txt.
+"nan": learner 1 has a gradient with NaN; the same.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from drl_mpi import nets
+from drl_mpi.comm.poller import Poller
+from drl_mpi.comm.world import connect
+from drl_mpi.updating.allreduce import AllReduceUpdating, ReplicaError
+from drl_mpi.updating.local import DivergenceError, LocalUpdating
+from drl_mpi.updating.optimizers import Adam
+
+UPDATES, BATCH, WIDTH = 30, 8, 5
+
+
+def batches(learner):
+    """What learner number ``learner`` trains on: inputs [updates, 1, BATCH, 4]."""
+    generator = torch.Generator().manual_seed(100 + learner)
+    return torch.randn(UPDATES, 1, BATCH, 4, generator=generator)
+
+
+def loss(net, inputs):
+    """Summed over the batch, as every loss of the suite."""
+    output, _ = net(inputs, torch.zeros(inputs.shape[:2], dtype=torch.bool))
+    return (output.logits.sin().sum(-1) + (output.value - inputs.sum(-1)) ** 2).sum()
+
+
+def make():
+    net = nets.make("mlp", (4,), 3, seed=1)
+    flat = nets.FlatParameters(net)
+    return net, flat, LocalUpdating(flat, Adam(), lambda version: 1e-3 * (1 + version % 3), 5.0)
+
+
+def main():
+    folder, scenario = Path(sys.argv[1]), sys.argv[2]
+    torch.set_num_threads(1)
+    world = connect()
+    group = world.group(range(2))
+    if group is None:  # a rank that does not learn takes no part
+        world.leave()
+        return
+    net, flat, local = make()
+    updating = AllReduceUpdating(local, group, Poller(30.0), WIDTH)
+    infos, said = [], ""
+    try:
+        for version, inputs in enumerate(batches(group.rank)):
+            flat.zero_grad()
+            loss(net, inputs).backward()
+            info = np.arange(WIDTH, dtype=np.float32) + 100 * version + 10 * group.rank
+            info[-1] = np.nan
+            if scenario == "tamper" and group.rank == 1 and version == 0:
+                flat.vector[3] += 1e-6
+            if scenario == "nan" and group.rank == 1 and version == 7:
+                flat.gradient[3] = np.nan
+            assert updating.apply(flat.gradient, info) == version + 1
+            infos.append(updating.infos.copy())
+    except (ReplicaError, DivergenceError) as error:
+        said = f"{type(error).__name__}: {error}"
+    (folder / f"{group.rank}.txt").write_text(said)
+    np.savez(folder / f"{group.rank}.npz", vector=flat.vector.numpy(), infos=np.array(infos))
+    world.leave()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Synchronous learners under a real mpirun; the program is programs/learners.py."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+PROGRAM = Path(__file__).parent / "programs" / "learners.py"
+
+
+@pytest.fixture(scope="module")
+def program():
+    spec = importlib.util.spec_from_file_location("learners_program", PROGRAM)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def trained(mpirun, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train")
+    done = mpirun(3, PROGRAM, folder, "train", timeout=90)
+    assert done.rc == 0, done.text
+    return [dict(np.load(folder / f"{rank}.npz")) for rank in range(2)]
+
+
+def test_learners_stay_identical(trained):
+    assert trained[0]["vector"].tobytes() == trained[1]["vector"].tobytes()
+
+
+def test_two_learners_are_one_with_twice_the_batch(trained, program):
+    net, flat, local = program.make()
+    start = flat.vector.clone()
+    both = torch.cat([program.batches(0), program.batches(1)], dim=2)
+    for inputs in both:
+        flat.zero_grad()
+        program.loss(net, inputs).backward()
+        local.apply(flat.gradient, np.zeros(0, np.float32))
+    moved = (flat.vector - start).abs().max()
+    assert moved > 0.01
+    torch.testing.assert_close(
+        torch.from_numpy(trained[0]["vector"]), flat.vector, atol=float(moved) * 1e-2, rtol=1e-3
+    )
+
+
+def test_everybody_sees_everybodys_infos(trained, program):
+    infos = trained[0]["infos"]
+    assert infos.shape == (program.UPDATES, 2, program.WIDTH)
+    np.testing.assert_array_equal(infos, trained[1]["infos"])
+    for version in range(program.UPDATES):
+        for learner in range(2):
+            row = np.arange(program.WIDTH) + 100.0 * version + 10 * learner
+            np.testing.assert_array_equal(infos[version, learner, :-1], row[:-1])
+            assert np.isnan(infos[version, learner, -1])  # NaN stays in its own place
+
+
+@pytest.mark.parametrize(
+    ("scenario", "text"),
+    [
+        ("tamper", "ReplicaError: at version 0 the parameters of learners [1] differ"),
+        ("nan", "DivergenceError: the gradient of update 7 has norm nan"),
+    ],
+)
+def test_all_learners_end_together_and_say_why(mpirun, tmp_path, scenario, text):
+    done = mpirun(2, PROGRAM, tmp_path, scenario, timeout=90)
+    assert done.rc == 0, done.text
+    for rank in range(2):
+        assert (tmp_path / f"{rank}.txt").read_text().startswith(text)
