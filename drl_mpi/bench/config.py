@@ -85,7 +85,7 @@ def _differences(config: Any, default: Any) -> list[str]:
         if isinstance(value, EnvOptions):
             arguments += _differences(value, usual)
         elif value != usual:
-            option = re.sub("_(?=.)", "-", field.name)  # tyro writes lambda_ as --lambda_
+            option = field.name.rstrip("_").replace("_", "-")
             if isinstance(value, bool):
                 arguments.append(f"--{option}" if value else f"--no-{option}")
             else:

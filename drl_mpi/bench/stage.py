@@ -11,20 +11,19 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from drl_mpi import envs, nets
 from drl_mpi.acting import LocalActing
-from drl_mpi.comm.parameters import Published
+from drl_mpi.comm.parameters import ParameterSubscriber
 from drl_mpi.comm.poller import Poller
 from drl_mpi.comm.record import Slot
-from drl_mpi.comm.stream import Delivery
-from drl_mpi.experience import Batch, UniformReplay, UnrollQueue, UnrollShape
+from drl_mpi.experience import Batch, UniformReplay, UnrollShape
 from drl_mpi.experience.rng import make_rng
-from drl_mpi.roles import Actor
 from drl_mpi.roles.info import WIDTH
 from drl_mpi.run.launch import parse
 from drl_mpi.systems.impala import PRESETS, Impala
@@ -54,20 +53,28 @@ def main(arguments: list[str]) -> None:
 
 def environment(config: Impala, process: int) -> Unit:
     """An actor's environments under random actions, with the stacks that its network would see."""
-    return RandomPlay(config, process).step
+    n = config.envs_per_actor
+    play = RandomPlay(config, process, n)
+
+    def unit() -> int:
+        play.step()
+        return n
+
+    return unit
 
 
 def inference(config: Impala, process: int) -> Unit:
     """An actor's choice of actions for all of its environments, sampling included."""
-    play = RandomPlay(config, process)
+    n = config.envs_per_actor
+    play = RandomPlay(config, process, n)
     for _ in range(config.unroll_length):
         play.step()
     play.env.close()
-    spec, n = play.env.spec, config.envs_per_actor
-    net = config.make_net(spec)
-    acting = _acting(config, net, Loopback(net, []), process)
-    acting.refresh()
-    observations = spec.as_observation(play.stack)
+    net = config.make_net(play.spec)
+    # The parameters never change here, so nobody has to publish any.
+    nobody = cast(ParameterSubscriber, None)
+    acting = LocalActing(net, nobody, Poller(), make_rng(config.seed, process))
+    observations = play.spec.as_observation(play.stack)
     first = np.zeros(n, dtype=bool)
     parts = net.state_shape
     state = np.zeros((parts[0], n, *parts[1:]), dtype=np.float32) if parts else None
@@ -80,44 +87,32 @@ def inference(config: Impala, process: int) -> Unit:
 
 
 def training(config: Impala, process: int) -> Unit:
-    """A learner's update from unrolls that an actor made: assembly, loss, gradient, optimiser."""
+    """A learner's update from a record of unrolls: assembly, loss, gradient, optimiser."""
     nets.keep_freed_memory()
-    env = envs.make(config.env, config.envs_per_actor, config.env_options)
-    net = config.make_net(env.spec)
-    shape = config.unroll_shape(env.spec, net)
-    end = Loopback(net, [Slot(shape.record()) for _ in range(config.envs_per_actor // shape.envs)])
-    stream = cast(Any, end)
-    rng = make_rng(config.seed, process)
-    Actor(
-        env,
-        _acting(config, net, end, process),
-        stream,
-        shape,
-        Poller(),
-        gamma=config.gamma,
-        reward_clip=config.reward_clip,
-        rng=rng,
-        restart=lambda epoch: envs.seed_for(config.seed, process, env.num_envs, epoch),
-    ).run()
-
+    spec = envs.probe(config.env, config.env_options)
+    net = config.make_net(spec)
+    shape = config.unroll_shape(spec, net)
+    fields = played_record(config, process, shape).fields
     flat = nets.FlatParameters(net)
     # A rate of 0 keeps the network as it is: every window then does the same work.
     updating = LocalUpdating(flat, config.make_optimizer(), lambda _: 0.0, config.max_gradient_norm)
-    wide = UnrollShape(env.spec, config.unroll_length, config.batch_size, net.state_shape)
-    source = UnrollQueue(
-        stream,
-        Batch(wide),
-        shape.envs,
-        Poller(),
-        stream,
-        replay=UniformReplay(wide, config.replay_capacity, rng) if config.replay_fraction else None,
-        fresh=config.fresh,
-    )
+    wide = UnrollShape(spec, config.unroll_length, config.batch_size, net.state_shape)
+    batch = Batch(wide)
+    replay = None
+    if config.replay_fraction:
+        replay = UniformReplay(wide, config.replay_capacity, make_rng(config.seed, process))
     loss_of = config.make_loss(net)
     info = np.zeros(WIDTH, dtype=np.float32)
 
     def unit() -> int:
-        batch = source.next()
+        batch.begin()
+        for column in range(0, config.fresh, shape.envs):
+            batch.write(column, fields)
+            batch.note(column, fields)
+            if replay is not None:
+                replay.add(fields)
+        if replay is not None:
+            replay.fill(batch, config.fresh)
         flat.zero_grad()
         loss, _ = loss_of(batch)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -135,82 +130,45 @@ STAGES: dict[str, Callable[[Impala, int], Unit]] = {
 
 
 class RandomPlay:
-    """An actor's environments, played at random."""
+    """n environments, played at random, and the stacks of their frames."""
 
-    def __init__(self, config: Impala, process: int) -> None:
-        n = config.envs_per_actor
+    def __init__(self, config: Impala, process: int, n: int) -> None:
         self.env = envs.make(config.env, n, config.env_options)
-        spec = self.env.spec
-        self.stack = np.zeros((n, spec.stack, *spec.frame_shape), dtype=spec.frame_dtype)
+        self.spec = self.env.spec
+        self.stack = np.zeros(
+            (n, self.spec.stack, *self.spec.frame_shape), dtype=self.spec.frame_dtype
+        )
         self._rng = make_rng(config.seed, process)
-        row = self.env.reset(envs.seed_for(config.seed, process, n))
-        envs.update_stack(self.stack, row.frame, row.reset)
+        self.row = self.env.reset(envs.seed_for(config.seed, process, n))
+        envs.update_stack(self.stack, self.row.frame, self.row.reset)
 
-    def step(self) -> int:
-        """One step of all; returns how many they are."""
-        n = self.env.num_envs
-        row = self.env.step(self._rng.integers(self.env.spec.num_actions, size=n))
-        envs.update_stack(self.stack, row.frame, row.reset)
-        return n
-
-
-class Loopback:
-    """The other ends of an actor's and a learner's streams, without MPI.
-
-    To an actor it is a learner that publishes one version and ends the run after one unroll; to a
-    learner it is an actor that hands in the records of that unroll for ever.
-    """
-
-    def __init__(self, net: nets.Network, slots: list[Slot]) -> None:
-        self.stopped = False
-        self._slots = slots
-        self._vector = torch.cat([p.detach().reshape(-1) for p in net.parameters()]).numpy()
-        self._turn = 0
-
-    def newest(self) -> Published | None:
-        """As a ``ParameterSubscriber``."""
-        return Published(0, self._vector)
-
-    def free(self, count: int) -> list[Slot] | None:
-        """As a ``StreamSender``."""
-        return None if self.stopped else self._slots[:count]
-
-    def send(self) -> None:
-        """As a ``StreamSender``."""
-        self.stopped = True
-
-    def flushed(self) -> bool:
-        """As a ``StreamSender``."""
-        return True
-
-    def end(self) -> Loopback:
-        """As a ``StreamSender``: a request that is complete."""
-        return self
-
-    def close(self) -> None:
-        """As a ``StreamSender`` and a ``ParameterSubscriber``."""
-
-    def Test(self) -> bool:  # noqa: N802 (mpi4py's name)
-        """As a request."""
-        return True
-
-    def take(self, source: int | None = None) -> Delivery:  # noqa: ARG002
-        """As a ``StreamReceiver``."""
-        self._turn = (self._turn + 1) % len(self._slots)
-        return Delivery(0, self._slots[self._turn], self._turn)
-
-    def release(self, delivery: Delivery) -> None:
-        """As a ``StreamReceiver``."""
-
-    def progress(self) -> None:
-        """As a ``ParameterPublisher``."""
-
-    def owe(self, subscriber: int) -> None:
-        """As a ``ParameterPublisher``."""
+    def step(self) -> npt.NDArray[np.int64]:
+        """Steps all of them; returns their actions."""
+        actions = self._rng.integers(self.spec.num_actions, size=self.env.num_envs)
+        self.row = self.env.step(actions)
+        envs.update_stack(self.stack, self.row.frame, self.row.reset)
+        return actions
 
 
-def _acting(config: Impala, net: nets.Network, end: Loopback, process: int) -> LocalActing:
-    return LocalActing(net, cast(Any, end), Poller(), make_rng(config.seed, process))
+def played_record(config: Impala, process: int, shape: UnrollShape) -> Slot:
+    """A record as an actor would send it, had it acted at random."""
+    play = RandomPlay(config, process, shape.envs)
+    slot, before = Slot(shape.record()), shape.spec.stack - 1
+    slot["log_probs"][...] = -np.log(shape.spec.num_actions)
+    for t in range(-before, shape.length + 1):
+        slot["frames"][before + t] = play.row.frame
+        slot["resets"][before + t] = play.row.reset
+        if t >= 0:
+            slot["firsts"][t] = play.row.first
+        if t == shape.length:
+            break
+        actions = play.step()
+        if t >= 0:
+            slot["actions"][t] = actions
+            slot["rewards"][t] = np.sign(play.row.reward)
+            slot["discounts"][t] = config.gamma * ~play.row.terminated
+    play.env.close()
+    return slot
 
 
 def _window(unit: Unit, seconds: float) -> tuple[int, float]:

@@ -110,7 +110,13 @@ class StreamReceiver:
 
     def _test(self) -> None:
         statuses: list[MPI.Status] = []
-        indices = MPI.Request.Testsome(self._requests, statuses)
+        try:
+            indices = MPI.Request.Testsome(self._requests, statuses)
+        except MPI.Exception as error:
+            raise StreamError(
+                f"a message of more than a record's {self._record.nbytes} bytes arrived ({error}); "
+                "both ends must be started with the same options"
+            ) from error
         for index, status in zip(indices or (), statuses, strict=False):
             count = status.Get_count(MPI.BYTE)
             if count not in (0, self._record.nbytes):

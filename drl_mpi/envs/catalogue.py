@@ -57,8 +57,9 @@ def find(env_id: str) -> Registered:
             importlib.import_module(module)
         except Exception as error:  # whatever a user's module raises
             raise EnvError(
-                f"environment {env_id!r}: cannot import {module!r} ({type(error).__name__}: {error}); allowed: modules on "
-                "Python's path; check the name and PYTHONPATH"
+                f"environment {env_id!r}: cannot import {module!r} "
+                f"({type(error).__name__}: {error}); allowed: modules on Python's path; check the "
+                "name and PYTHONPATH"
             ) from error
     try:
         return gymnasium.spec(name)

@@ -97,7 +97,12 @@ class UniformReplay:
                     f"the checkpoint's replay has {name} of shape {rows[name].shape[1:]}, this "
                     f"run's unrolls have {ours.shape[1:]}"
                 )
-            ours[:size] = rows[name]
+        # A full store goes on where it was, entry by entry, so that the same samples follow. In a
+        # larger one the oldest entry comes first.
+        oldest = int(state["next"]) % max(size, 1)
+        full = size == self.capacity
+        for name, ours in self._rows.items():
+            ours[:size] = rows[name] if full else np.roll(rows[name], -oldest, axis=0)
         self.size = size
-        self._next = int(state["next"]) % self.capacity if size == self.capacity else size
+        self._next = oldest if full else size
         unpack_rng(self._rng, state["rng"])

@@ -106,9 +106,11 @@ def local_layout(
 
     One actor per core besides the learner on a few cores: on 2, 1 learner + 2 actors was the best
     measured (with 1 actor the learner waited 46 % of the time). On more, one core in five is left
-    to learners: a step costs about a quarter as much to train on as to make. Learners: one per GPU but no more than
-    cores; without GPUs 1, or one per core if they act for themselves (`actors` = 0). `plan` with
-    the same wishes and this world size gives these counts; LayoutError as there, so that an
+    to learners: a step costs about a quarter as much to train on as to make.
+
+    Learners: one per GPU but no more than cores; without GPUs 1, or one per core if they act for
+    themselves (`actors` = 0). `plan` with the same wishes and this world size gives these counts;
+    LayoutError as there, so that an
     impossible wish is refused before the relaunch.
     """
     if cores < 1:

@@ -70,6 +70,8 @@ def _named(path: Path, identity: Mapping[str, Any]) -> Found:
     try:
         state = load(path)
         config = json.loads(str(state["config"]))
+        if not isinstance(config, dict):
+            raise ValueError(f"it is a {type(config).__name__}")
     except CheckpointError as error:
         raise UsageError(f"--resume: {error}") from error
     except (KeyError, ValueError) as error:
@@ -78,9 +80,19 @@ def _named(path: Path, identity: Mapping[str, Any]) -> Found:
     return Found(path, state, own=False)
 
 
+def _like(stored: Mapping[str, Any], pattern: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of ``stored`` that ``pattern`` has, nested ones too."""
+    kept: dict[str, Any] = {}
+    for name, value in pattern.items():
+        found = stored.get(name)
+        nested = isinstance(value, Mapping) and isinstance(found, Mapping)
+        kept[name] = _like(found, value) if nested else found
+    return kept
+
+
 def _refuse_other(
     what: str, identity: Mapping[str, Any], stored: Mapping[str, Any], remedy: str
 ) -> None:
-    other = differences(identity, {name: stored.get(name) for name in identity})
+    other = differences(identity, _like(stored, identity))
     if other:
         raise UsageError(f"{what} belongs to another configuration ({other}); {remedy}")

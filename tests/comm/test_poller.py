@@ -90,7 +90,17 @@ def test_silence_ends_the_wait_and_says_what_for():
     text = str(caught.value)
     assert "waited 2 s for rank 3's unroll" in text
     assert "silence timeout of 2 s" in text
-    assert "--silence-timeout" in text
+    assert "raise the silence timeout" in text
+
+
+def test_the_background_is_driven_at_every_poll():
+    clock, poller = make()
+    calls = []
+    poller.background = lambda: calls.append(clock.now)
+    poller.wait(after(0, 1), "it")
+    assert len(calls) == 1  # also when nothing has to be waited for
+    poller.wait(after(4, 1), "it")
+    assert len(calls) == 1 + 5
 
 
 def test_an_error_in_ready_comes_through_and_is_accounted():

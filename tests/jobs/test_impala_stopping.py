@@ -15,7 +15,11 @@ FOREVER = "--total-frames 1e9"
 
 def counters(folder):
     newest = max((folder / "checkpoints").glob("*.h5"))
-    return {name: int(value) for name, value in load(newest)["counters"].items()}
+    state = load(newest)
+    return {
+        name: int(value)
+        for name, value in {**state["counters"], "restarts": state["session"]["restarts"]}.items()
+    }
 
 
 @pytest.fixture(scope="module")

@@ -68,7 +68,7 @@ def test_when_none_is_good_it_does_not_start_anew(folder):
 
 
 def test_none_in_a_used_folder_is_refused(folder):
-    with pytest.raises(UsageError, match="--resume none, but .* holds a run already"):
+    with pytest.raises(UsageError, match=r"--resume none, but .* holds a run already"):
         resume.find(folder, "none", IDENTITY)
 
 

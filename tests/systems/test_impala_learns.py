@@ -10,11 +10,10 @@ import pytest
 
 JOB = Path(__file__).parents[2] / "jobs" / "impala.py"
 
-# Rewards of 0.1 keep the value loss from drowning the policy's gradient in the shared torso.
-# Of seeds 1 to 4 each ends between 498 and 500, and passes 450 before 105,000 frames.
+# Found by experiment: with rewards clipped to 0.1 all of seeds 1 to 4 end between 498 and 500.
 OPTIONS = (
     "--env CartPole-v1 --net mlp --precision fp32 --lockstep --learners 1 --actors 1 "
-    "--envs-per-actor 16 --batch-size 16 --unroll-length 40 --checkpoint-unrolls 100000 "
+    "--envs-per-actor 16 --batch-size 16 --replay-fraction 0 --unroll-length 40 --checkpoint-unrolls 100000 "
     "--learning-rate 5e-3 --reward-clip 0.1 --baseline-cost 0.1 --entropy-cost 0.001 "
     "--total-frames 150000 --seed 2 --run-dir run"
 )
@@ -31,7 +30,7 @@ def test_cartpole(tmp_path):
             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
-            code = process.wait(400)
+            code = process.wait(180)
         finally:
             process.kill()  # its ranks follow it
             process.wait()

@@ -19,11 +19,18 @@ def program():
 
 
 @pytest.fixture(scope="module")
-def trained(mpirun, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("train")
-    done = mpirun(3, PROGRAM, folder, "train", timeout=90)
+def played(mpirun, tmp_path_factory):
+    """The folder that all scenarios wrote to: torch makes a launch dear."""
+    folder = tmp_path_factory.mktemp("learners")
+    done = mpirun(3, PROGRAM, folder, timeout=120)
     assert done.rc == 0, done.text
-    return [dict(np.load(folder / f"{rank}.npz")) for rank in range(2)]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(played):
+    assert [(played / f"train-{learner}.txt").read_text() for learner in range(2)] == ["", ""]
+    return [dict(np.load(played / f"train-{learner}.npz")) for learner in range(2)]
 
 
 def test_learners_stay_identical(trained):
@@ -63,8 +70,6 @@ def test_everybody_sees_everybodys_infos(trained, program):
         ("nan", "DivergenceError: the gradient of update 7 has norm nan"),
     ],
 )
-def test_all_learners_end_together_and_say_why(mpirun, tmp_path, scenario, text):
-    done = mpirun(2, PROGRAM, tmp_path, scenario, timeout=90)
-    assert done.rc == 0, done.text
-    for rank in range(2):
-        assert (tmp_path / f"{rank}.txt").read_text().startswith(text)
+def test_all_learners_end_together_and_say_why(played, scenario, text):
+    for learner in range(2):
+        assert (played / f"{scenario}-{learner}.txt").read_text().startswith(text)
