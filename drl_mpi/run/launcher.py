@@ -98,14 +98,8 @@ def supervise(command: Sequence[str], stop_file: Path) -> int:
         **_root_allowed(),
     }
     print("+ " + shlex.join(command), file=sys.stderr, flush=True)
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,  # the terminal's Ctrl-C is ours to handle, not mpirun's
-        preexec_fn=_end_with_parent,
-    )
     asked = 0
+    process: subprocess.Popen[bytes] | None = None
 
     def on_signal(_signum: int, _frame: object) -> None:
         nonlocal asked
@@ -113,11 +107,19 @@ def supervise(command: Sequence[str], stop_file: Path) -> int:
         if asked == 1 and stop_file.parent.is_dir():
             stop_file.touch()
             os.write(2, b"\nstopping: saving a checkpoint first (again to end at once)\n")
-        else:
+        elif process is not None:
             process.terminate()
 
+    # Before the launcher starts: from here on a signal is a wish that the job will see.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, on_signal)
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # the terminal's Ctrl-C is ours to handle, not mpirun's
+        preexec_fn=_end_with_parent,
+    )
     return process.wait()
 
 

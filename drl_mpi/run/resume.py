@@ -85,8 +85,10 @@ def _like(stored: Mapping[str, Any], pattern: Mapping[str, Any]) -> dict[str, An
     kept: dict[str, Any] = {}
     for name, value in pattern.items():
         found = stored.get(name)
-        nested = isinstance(value, Mapping) and isinstance(found, Mapping)
-        kept[name] = _like(found, value) if nested else found
+        if isinstance(value, Mapping) and isinstance(found, Mapping):
+            kept[name] = _like(found, value)
+        else:
+            kept[name] = found
     return kept
 
 

@@ -77,7 +77,7 @@ REFUSED = {
     "--stack 0": "stack is 0",
     "--learners 0": "learners = 0",
     "--learners 2": "every learner needs an actor",
-    "--actors 0": "needs actors",
+    "--actors 0": "learners do not act",
     "--actors 5000": "4096",
     "--batch-size 0": "--batch-size is 0",
     "--batch-size 3 --replay-fraction 0.5": "whole number",

@@ -21,12 +21,13 @@ COLUMNS = [
 ]
 
 VARIANTS = {
-    "mlp": "--checkpoint-unrolls 100 --total-frames 30000",
+    "mlp": "--checkpoint-unrolls 100 --total-frames 15000",
     "lstm": "--core lstm --replay-fraction 0.5 --replay-capacity 64 --envs-per-actor 4 "
-    "--checkpoint-unrolls 50 --total-frames 12000",
+    "--checkpoint-unrolls 30 --total-frames 4000",
     "pong": "--env ALE/Pong-v5 --net auto --precision bf16 --checkpoint-unrolls 10 "
     "--total-frames 6400",
 }
+UPDATES_PER_ROUND = {"mlp": 1, "lstm": 2, "pong": 1}
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,8 @@ def test_an_interrupted_run_reaches_the_same_bits(
     assert list(rows)[: len(COLUMNS)] == COLUMNS
     assert all(np.diff(rows["frames"]) > 0), rows["frames"]
     assert all(np.diff(rows["time_s"]) > 0), rows["time_s"]
-    assert set(rows["policy_lag_max"]) <= {0.0}, "lock-step acts with the version it updates"
+    # Actors act with the version of the round; later updates of the round see it grow old.
+    assert max(rows["policy_lag_max"]) == UPDATES_PER_ROUND[variant] - 1
 
 
 def test_a_complete_run_that_lost_its_done_is_completed(start, tiny, tmp_path, bits):
