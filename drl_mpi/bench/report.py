@@ -76,8 +76,8 @@ def summarise_job(measured: JobRows, action_repeat: int) -> Numbers:
 def message_bytes(config: Bench, spec: EnvSpec, net: Network) -> Numbers:
     """Bytes on the wire per step, from the layouts of the messages.
 
-    A learner owes an actor the newest parameters for every record that it consumes, and sends them
-    unless the last ones are still under way: one message per record at most.
+    A learner owes an actor the newest parameters for every unroll that it consumes, and sends them
+    unless the last ones are still under way: one message per unroll at most.
     """
     shape = config.unroll_shape(spec, net)
     unroll = shape.record().nbytes
@@ -85,7 +85,7 @@ def message_bytes(config: Bench, spec: EnvSpec, net: Network) -> Numbers:
     steps = shape.length * shape.envs
     return {
         "unrolls": unroll / steps,
-        "parameters_at_most": parameters / steps,
+        "parameters_at_most": parameters / (shape.length * config.envs_per_actor),
         "unroll_message": unroll,
         "parameters_message": parameters,
         "steps_per_message": steps,

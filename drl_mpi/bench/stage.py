@@ -65,6 +65,7 @@ def environment(config: Impala, process: int) -> Unit:
 
 def inference(config: Impala, process: int) -> Unit:
     """An actor's choice of actions for all of its environments, sampling included."""
+    nets.keep_freed_memory()  # as every rank does
     n = config.envs_per_actor
     play = RandomPlay(config, process, n)
     for _ in range(config.unroll_length):
@@ -88,7 +89,7 @@ def inference(config: Impala, process: int) -> Unit:
 
 def training(config: Impala, process: int) -> Unit:
     """A learner's update from a record of unrolls: assembly, loss, gradient, optimiser."""
-    nets.keep_freed_memory()
+    nets.keep_freed_memory()  # as every rank does
     spec = envs.probe(config.env, config.env_options)
     net = config.make_net(spec)
     shape = config.unroll_shape(spec, net)

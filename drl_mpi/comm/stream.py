@@ -51,7 +51,7 @@ class StreamReceiver:
         self.sources = tuple(sources)
         self.bytes_received = 0
         self._record = record
-        self._depth = depth
+        self.depth = depth
         self._slots = [Slot(record) for _ in range(len(self.sources) * depth)]
         self._requests: list[MPI.Prequest] = [
             comm.Recv_init([slot.buffer, MPI.BYTE], source=self.sources[i // depth], tag=tag)
@@ -105,7 +105,7 @@ class StreamReceiver:
     def _start(self, index: int) -> None:
         self._slots[index].busy = True
         self._arrived[index] = None
-        self._started[index // self._depth].append(index)
+        self._started[index // self.depth].append(index)
         self._requests[index].Start()
 
     def _test(self) -> None:

@@ -84,9 +84,15 @@ class UnrollQueue:
         self._records = records
         self._consumed = dict.fromkeys(receiver.sources, 0)
         self._taken = 0
+        self._held: list[Delivery] = []
 
     def next(self) -> Batch:
-        """Waits until the batch is full. Unrolls are unpacked while others are still due."""
+        """Waits until the batch is full. Unrolls are unpacked while others are still due.
+
+        Their slots go back with the next call, when the update that they made was published: an
+        actor that waits for room in the stream then finds that version there.
+        """
+        self._release()
         self._batch.begin()
         for column in range(0, self.fresh, self._envs):
             delivery = self._poller.wait(self._take, "an actor's unroll")
@@ -96,7 +102,7 @@ class UnrollQueue:
             self.rngs[delivery.source] = np.array(fields["rng"], dtype=np.uint64)
             if self._replay is not None:
                 self._replay.add(fields)
-            self._receiver.release(delivery)
+            self._hold(delivery)
             # One debt per unroll: a version for each record would only queue up behind the first.
             self._consumed[delivery.source] += 1
             if self._in_turn is None and self._consumed[delivery.source] % self._records == 0:
@@ -107,6 +113,7 @@ class UnrollQueue:
 
     def drain(self) -> bool | None:
         """Throws away what still arrives; ``True`` once every actor has ended its stream."""
+        self._release()
         while (delivery := self._receiver.take()) is not None:
             self._receiver.release(delivery)
         return True if self._receiver.ended else None
@@ -132,6 +139,18 @@ class UnrollQueue:
         }
         if self._replay is not None and "replay" in state:
             self._replay.restore(state["replay"])
+
+    def _hold(self, delivery: Delivery) -> None:
+        self._held.append(delivery)
+        same = [held for held in self._held if held.source == delivery.source]
+        if len(same) == self._receiver.depth:  # else nothing more could come from there
+            self._receiver.release(same[0])
+            self._held.remove(same[0])
+
+    def _release(self) -> None:
+        for delivery in self._held:
+            self._receiver.release(delivery)
+        self._held.clear()
 
     def _take(self) -> Delivery | None:
         source = None if self._in_turn is None else self._in_turn(self._taken)

@@ -253,6 +253,7 @@ class ActorLearner(RunConfig):
         """See ``run.launch.Job.play``. Collective."""
         place = layout.ranks[world.rank]
         torch.set_num_threads(place.threads)
+        nets.keep_freed_memory()
         group = world.group(layout.learners)
         net = self.make_net(prepared.spec)
         shape = self.unroll_shape(prepared.spec, net)
@@ -326,8 +327,6 @@ class ActorLearner(RunConfig):
     ) -> bool:
         gpu = layout.ranks[world.rank].gpu
         device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")
-        if gpu is None:
-            nets.keep_freed_memory()
         net.to(device)
         flat = nets.FlatParameters(net)
         counting = Counting(
