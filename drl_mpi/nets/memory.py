@@ -17,7 +17,8 @@ def keep_freed_memory() -> bool:
     each pass over a batch then faults in every page of every activation. Measured,
     batch 640, one thread, with and without: shallow 6,070 and 4,410 steps/s (bf16
     8,320 and 6,850), nature 2,370 and 2,040, deep 377 and 172. The price is that the
-    process stays as large as it ever was. Call it once, before the first batch; False where the allocator has no such setting (not glibc).
+    process stays as large as it ever was. Call it once, before the first batch;
+    False where the allocator has no such setting (not glibc).
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -31,6 +31,7 @@ class Stream:
     def __init__(self, *arrived):
         self.arrived = deque(arrived)
         self.released = []
+        self.depth = 2
         self.ended = False
         self.sources = (1, 2, 3, 4, 5, 7)
 
@@ -69,10 +70,21 @@ def test_batches_are_made_in_the_order_of_arrival(make_shape, make_fields):
     batch = source.next()
     assert batch.rewards[0].tolist() == [0.0, 1.0, 100.0, 101.0]
     assert batch.versions.tolist() == [0, 0, 1, 1]
-    assert stream.released == publisher.debts == [5, 4]
+    assert publisher.debts == [5, 4]
+    assert stream.released == [], "slots go back when the version that they made was published"
     batch = source.next()
+    assert stream.released == [5, 4]
     assert batch.rewards[0].tolist() == [200.0, 201.0, 300.0, 301.0]
     assert batch.versions.tolist() == [2, 2, 3, 3]
+
+
+def test_a_batch_may_need_more_records_than_receives_are_posted(make_shape, make_fields):
+    """Else the stream would wait for the batch, and the batch for the stream."""
+    two = make_shape(envs=2)
+    stream = Stream(*((5, make_fields(two, n)) for n in range(4)))
+    source = queue(stream, Batch(make_shape(envs=8)), 2)
+    assert source.next().rewards[0].tolist() == [0, 1, 100, 101, 200, 201, 300, 301]
+    assert stream.released == [5, 5, 5], "never holds all of a source's receives"
 
 
 def test_a_batch_holds_every_field_of_its_unrolls(make_shape, make_fields):
