@@ -50,7 +50,7 @@ class RunConfig:
     env_options: Annotated[EnvOptions, tyro.conf.arg(name="")] = field(default_factory=EnvOptions)
     seed: int = 1
     """Seed of the networks, the environments and the actions."""
-    total_frames: Count = 20_000_000
+    total_frames: Count = 40_000_000
     """Length of the run in frames (steps x action repeat); also the horizon of schedules."""
     max_minutes: float = 0.0
     """End the run after this many minutes of training, earlier runs of the same folder included;
