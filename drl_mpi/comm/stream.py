@@ -84,6 +84,10 @@ class StreamReceiver:
                 return delivery
         return None
 
+    def arrived(self, source: int) -> bool:
+        """Whether something of this rank is here to be taken."""
+        return self._head(self._position[source]) is not None
+
     def release(self, delivery: Delivery) -> None:
         """Gives a record's slot back to MPI; its views must not be used any more."""
         self._start(delivery.index)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
 from drl_mpi.comm.parameters import ParameterPublisher
-from drl_mpi.comm.poller import Poller
+from drl_mpi.comm.poller import Poller, SilenceError
 from drl_mpi.comm.stream import Delivery, StreamReceiver
 from drl_mpi.experience.batch import Batch
 from drl_mpi.experience.replay import UniformReplay
@@ -85,6 +86,7 @@ class UnrollQueue:
         self._consumed = dict.fromkeys(receiver.sources, 0)
         self._taken = 0
         self._held: list[Delivery] = []
+        self._heard: dict[int, float] = {}
 
     def next(self) -> Batch:
         """Waits until the batch is full. Unrolls are unpacked while others are still due.
@@ -103,10 +105,12 @@ class UnrollQueue:
             if self._replay is not None:
                 self._replay.add(fields)
             self._hold(delivery)
+            self._heard[delivery.source] = time.monotonic()
             # One debt per unroll: a version for each record would only queue up behind the first.
             self._consumed[delivery.source] += 1
             if self._in_turn is None and self._consumed[delivery.source] % self._records == 0:
                 self._publisher.owe(delivery.source)
+        self._check_silence()
         if self._replay is not None:
             self._replay.fill(self._batch, self.fresh)
         return self._batch.ready()
@@ -139,6 +143,20 @@ class UnrollQueue:
         }
         if self._replay is not None and "replay" in state:
             self._replay.restore(state["replay"])
+
+    def _check_silence(self) -> None:
+        """One stuck actor among many would only make a run slower, and nobody would notice."""
+        now = time.monotonic()
+        for source in self._receiver.sources:
+            if self._receiver.arrived(source):
+                self._heard[source] = now
+            silent = now - self._heard.setdefault(source, now)
+            if silent > self._poller.silence_s:
+                raise SilenceError(
+                    f"rank {source} has sent no unroll for {silent:.0f} s, longer than the silence "
+                    f"timeout of {self._poller.silence_s:.0f} s: it is stuck, or its link is cut. "
+                    "See its log in the run folder; raise the silence timeout if it is merely slow"
+                )
 
     def _hold(self, delivery: Delivery) -> None:
         self._held.append(delivery)

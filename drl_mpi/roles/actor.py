@@ -114,7 +114,6 @@ class Actor:
         self._poller.wait(self._sender.end, "the learner to take the last unrolls")
         self._sender.close()
         self._acting.close()
-        self.env.close()
 
     def _begin(self, unroll: int) -> list[Slot] | None:
         """Restarts if due, waits for slots, then takes up new parameters. ``None``: the end."""

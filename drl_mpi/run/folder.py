@@ -79,6 +79,10 @@ class RunFolder:
         except OSError:
             return
 
+    def unlock(self) -> None:
+        """Gives up what `lock` took."""
+        self._lock.close()
+
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Writes config.json atomically. Paths become strings and tuples lists."""
         text = json.dumps(dict(config), indent=2, default=str) + "\n"

@@ -13,7 +13,7 @@ import traceback
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import tyro
 
@@ -101,11 +101,20 @@ def main(presets: Mapping[str, J], argv: Sequence[str] | None = None) -> None:
         job.check()
         if launched is None:
             sys.exit(_relaunch(job, arguments))
-        sys.exit(_rank_main(job, launched[1]))
+        _leave(_rank_main(job, launched[1]))
     except UsageError as error:
         if launched is None or launched[0] == 0:
             print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_USAGE)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends a rank that has finished, whatever threads or objects an environment left behind."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def parse(presets: Mapping[str, J], arguments: Sequence[str], *, quiet: bool = False) -> J:
@@ -176,8 +185,19 @@ def _relaunch(job: Job, arguments: Sequence[str]) -> int:
         return EXIT_OK
     folder = RunFolder(job.path)
     folder.prepare()
-    folder.clear_stop()  # here, before Ctrl-C may touch it, not in the ranks
+    try:
+        folder.lock()  # a STOP in there may be meant for a job that still runs
+        folder.clear_stop()  # here, before Ctrl-C may touch it, not in the ranks
+        folder.unlock()
+    except OSError as error:
+        raise UsageError(_unusable(folder.path, error)) from error
     code = supervise(mpirun_command(ranks, [sys.argv[0], *arguments]), folder.stop)
+    if code < 0:
+        print(
+            f"mpirun was killed by signal {-code}; run the same command again to resume",
+            file=sys.stderr,
+        )
+        return 128 - code
     if code == EXIT_OK and not folder.is_done():
         # A launcher that lost a node may still exit with 0.
         print(
@@ -261,6 +281,15 @@ def _verdict(job: Job, ranks: Sequence[tuple[str, set[int], int]]) -> str | tupl
         return layout, prepared
     except UsageError as error:
         return str(error)
+    except OSError as error:
+        return _unusable(job.path, error)
+
+
+def _unusable(path: Path, error: OSError) -> str:
+    return (
+        f"run folder {str(path)!r} cannot be used: {error}; free what is in the way, or choose "
+        "another --run-dir"
+    )
 
 
 def _log_to(path: Path) -> None:

@@ -111,7 +111,7 @@ def supervise(command: Sequence[str], stop_file: Path) -> int:
             process.terminate()
 
     # Before the launcher starts: from here on a signal is a wish that the job will see.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, on_signal)
     process = subprocess.Popen(
         command,

@@ -74,7 +74,7 @@ def _named(path: Path, identity: Mapping[str, Any]) -> Found:
             raise ValueError(f"it is a {type(config).__name__}")
     except CheckpointError as error:
         raise UsageError(f"--resume: {error}") from error
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise UsageError(f"--resume: {path} holds no config of a run: {error}") from error
     _refuse_other(f"checkpoint {path}", identity, config, "use the options that it was made with")
     return Found(path, state, own=False)

@@ -30,6 +30,7 @@ from drl_mpi.envs import EnvSpec
 from drl_mpi.errors import EXIT_OK, EXIT_STOPPED, UsageError
 from drl_mpi.experience import Batch, UniformReplay, UnrollQueue, UnrollShape
 from drl_mpi.experience.rng import make_rng, unpack_rng
+from drl_mpi.experience.unroll import RNG_WORDS
 from drl_mpi.roles import Actor, Learner, Pace
 from drl_mpi.roles.info import WIDTH
 from drl_mpi.roles.learner import Horizon, Loss
@@ -196,7 +197,9 @@ class ActorLearner(RunConfig):
             return Prepared(spec)
         prepared = self._check_checkpoint(spec, net, found)
         frames = prepared.steps * spec.action_repeat
-        if frames < self.total_frames:
+        minutes = float(found.state["session"]["time_s"]) / 60
+        over = 0 < self.max_minutes <= minutes and found.own
+        if frames < self.total_frames and not (over and folder.is_done()):
             return prepared
         if not found.own:
             raise UsageError(
@@ -205,8 +208,8 @@ class ActorLearner(RunConfig):
             )
         if folder.is_done():
             print(
-                f"{folder.path} is finished: {frames:,} frames. "
-                "Raise --total-frames to go on, or choose another --run-dir"
+                f"{folder.path} is finished: {frames:,} frames, {minutes:.1f} minutes. Raise "
+                "--total-frames or --max-minutes to go on, or choose another --run-dir"
             )
             return None
         return prepared
@@ -231,6 +234,18 @@ class ActorLearner(RunConfig):
             for slot, arrays in state["optimizer"].items():
                 check_arrays(arrays, expected, what=f"{path}: /optimizer/{slot}")
             Metrics().restore(_metrics(state), 0)
+            LocalUpdating(
+                nets.FlatParameters(net), self.make_optimizer(), lambda _: 0.0, 1.0
+            ).restore(state)
+            numbers = {**state["counters"], "restarts": state["session"]["restarts"]}
+            for name, value in numbers.items():
+                if not 0 <= int(value) < 2**62:
+                    raise ValueError(f"{name} = {value}")
+            for rank, words in state["rng"].items():
+                if words.shape != (RNG_WORDS,) or words.dtype != np.uint64:
+                    raise ValueError(f"/rng/{rank}")
+            if not all(np.isfinite(array).all() for array in state["model"].values()):
+                raise ValueError("/model, which is not finite")
             return Prepared(
                 spec,
                 path,
@@ -242,7 +257,7 @@ class ActorLearner(RunConfig):
             )
         except CheckpointError as error:
             raise UsageError(str(error)) from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UsageError(
                 f"checkpoint {path} lacks or garbles {error}; it was not made by this system"
             ) from error
@@ -261,7 +276,7 @@ class ActorLearner(RunConfig):
         log.info("%s %d on %s, %d threads", place.role, place.index, place.host, place.threads)
         if group is None or group.rank:
             # Only the first learner listens to signals; the others end when it says so.
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
                 signal.signal(number, signal.SIG_IGN)
         complete = False
         if group is None:

@@ -127,6 +127,8 @@ class RunConfig:
             ("silence_timeout", 1.0, 10**9),
         ):
             self._within(name, low, high)
+        if self.run_dir == Path():
+            raise UsageError("--run-dir is empty or '.'; name a folder of the run's own")
         for name in ("learners", "actors"):
             if getattr(self, name) is not None:
                 self._within(name, 0, MAX_RANKS)

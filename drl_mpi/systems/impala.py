@@ -161,7 +161,7 @@ class VTraceLoss:
         value = value_loss(output.value, targets.vs)
         entropy = entropy_loss(output.logits, mask=batch.valid)
         loss = policy + config.baseline_cost * value + config.entropy_cost * entropy
-        steps = batch.valid.sum()
+        steps = batch.valid.sum().clamp_min(1)
         return loss, {
             "policy_loss": policy.detach() / steps,
             "value_loss": value.detach() / steps,

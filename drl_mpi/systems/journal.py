@@ -82,7 +82,7 @@ class RunJournal:
         self._version = counting.start_version
         self._saved = self._checkpoints.latest()
         self._row_logged: dict[str, float] = {}
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
             signal.signal(number, self._on_signal)
 
     def restore(self, state: Mapping[str, Any] | None) -> None:

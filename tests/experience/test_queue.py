@@ -29,18 +29,21 @@ class Stream:
     """A receiver with what has arrived so far: (source, fields), oldest first."""
 
     def __init__(self, *arrived):
-        self.arrived = deque(arrived)
+        self.inbox = deque(arrived)
         self.released = []
         self.depth = 2
         self.ended = False
         self.sources = (1, 2, 3, 4, 5, 7)
 
     def take(self, source=None):
-        for item in self.arrived:
+        for item in self.inbox:
             if source in (None, item[0]):
-                self.arrived.remove(item)
+                self.inbox.remove(item)
                 return Loan(item[0], Slots(item[1]), len(self.released))
         return None
+
+    def arrived(self, source):
+        return any(item[0] == source for item in self.inbox)
 
     def release(self, loan):
         self.released.append(loan.source)
@@ -87,6 +90,21 @@ def test_a_batch_may_need_more_records_than_receives_are_posted(make_shape, make
     assert stream.released == [5, 5, 5], "never holds all of a source's receives"
 
 
+def test_one_stuck_actor_among_others_is_noticed(make_shape, make_fields, monkeypatch):
+    two = make_shape(envs=2)
+    now = [0.0]
+    monkeypatch.setattr("drl_mpi.experience.queue.time.monotonic", lambda: now[0])
+    stream = Stream(*((5, make_fields(two, n)) for n in range(4)))
+    stream.sources = (4, 5)
+    source = queue(stream, Batch(two), 2)
+    source.next()
+    now[0] = 0.04
+    source.next()
+    now[0] = 0.06
+    with pytest.raises(SilenceError, match="rank 4 has sent no unroll"):
+        source.next()
+
+
 def test_a_batch_holds_every_field_of_its_unrolls(make_shape, make_fields):
     two = make_shape(envs=2)
     first, second = make_fields(two, 1), make_fields(two, 2)
@@ -129,7 +147,7 @@ def test_replay_tops_up_what_is_not_fresh(make_shape, make_fields, fresh):
         assert replay.size == (update + 1) * fresh
         seen = {100.0 * n + env for n in range(numbers[-1] + 1) for env in range(2)}
         assert set(batch.rewards[0, fresh:].tolist()) <= seen
-    assert not stream.arrived
+    assert not stream.inbox
 
 
 def test_in_turn_takes_sources_in_the_given_order_and_owes_nobody(make_shape, make_fields):
@@ -202,7 +220,7 @@ def test_the_replay_is_part_of_the_state(make_shape, make_fields):
     resumed, restored = make()
     resumed.restore(source.state())
     assert restored.size == replay.size == 2
-    resumed._receiver.arrived.popleft()  # what the other has trained on
+    resumed._receiver.inbox.popleft()  # what the other has trained on
     np.testing.assert_array_equal(source.next().rewards, resumed.next().rewards)
 
 

@@ -13,13 +13,16 @@ import pytest
 from drl_mpi.run import launch
 from drl_mpi.systems.impala import PRESETS
 
+STARTED = 42
+"""What the replaced launcher returns."""
+
 
 @pytest.fixture
 def impala(monkeypatch, tmp_path, tiny):
-    """``impala(options)``: up to the point where ranks would start; that is code "started"."""
+    """``impala(options)``: up to the point where ranks would start; that is code 42."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["jobs/impala.py"])
-    monkeypatch.setattr(launch, "supervise", lambda _command, _stop: "started")
+    monkeypatch.setattr(launch, "supervise", lambda _command, _stop: STARTED)
     monkeypatch.setattr(launch, "launched_ranks", lambda: None)
     monkeypatch.setattr(launch.RunFolder, "is_done", lambda _self: False)
 
@@ -59,7 +62,7 @@ def test_the_paper_preset_shows_in_help_and_gives_way_to_options(impala):
 
 
 def test_good_options_start(impala):
-    assert impala("").rc == "started"
+    assert impala("").rc == STARTED
 
 
 REFUSED = {
@@ -117,7 +120,7 @@ def test_what_cannot_work_is_refused_in_one_line(options, impala, tmp_path):
 def test_a_name_in_a_message_is_a_name_of_an_option(impala):
     said = impala("--lambda_ 2" if "--lambda_" in impala("--help").stdout else "--lambda 2").stderr
     option = said.split()[1]
-    assert impala(f"{option} 0.5").rc == "started", f"{said!r} names {option}"
+    assert impala(f"{option} 0.5").rc == STARTED, f"{said!r} names {option}"
 
 
 @pytest.fixture(scope="module")
@@ -170,9 +173,9 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(copy, impala, monkeyp
     copy[-1].write_bytes(copy[-1].read_bytes()[:3000])
     found = []
     monkeypatch.setattr(
-        launch, "supervise", lambda command, _stop: found.append(command) or "started"
+        launch, "supervise", lambda command, _stop: found.append(command) or STARTED
     )
-    assert impala(SAME).rc == "started"
+    assert impala(SAME).rc == STARTED
     copy[0].write_bytes(b"")
     refused(impala(SAME), "none of the 2 checkpoints")
 
