@@ -21,9 +21,12 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from drl_mpi.errors import UsageError
+
+_LOCKED: dict[Path, TextIO] = {}
+"""Folders that this process has. A lock lasts as long as its file is open, so somebody keeps it."""
 
 
 class RunFolder:
@@ -68,10 +71,14 @@ class RunFolder:
 
         Raises UsageError if another process has it. File systems without locks keep nobody out.
         """
-        self._lock = (self.path / ".lock").open("a")
+        where = self.path.resolve()
+        if where in _LOCKED:
+            return
+        _LOCKED[where] = (self.path / ".lock").open("a")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(_LOCKED[where], fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            self.unlock()
             raise UsageError(
                 f"run folder {str(self.path)!r} is in use by a job that is still running; wait for "
                 "it, stop it by touching STOP in there, or choose another one"
@@ -81,7 +88,7 @@ class RunFolder:
 
     def unlock(self) -> None:
         """Gives up what `lock` took."""
-        self._lock.close()
+        _LOCKED.pop(self.path.resolve()).close()
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Writes config.json atomically. Paths become strings and tuples lists."""

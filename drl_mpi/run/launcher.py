@@ -21,6 +21,9 @@ RANK_VARIABLES = (
     ("PMI_RANK", "PMI_SIZE"),  # MPICH's mpirun
     ("PMIX_RANK", "SLURM_NTASKS"),  # srun --mpi=pmix
 )
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
+"""What asks a run to save and stop: the terminal, a scheduler, a lost connection."""
+
 RELAUNCHED = "DRL_MPI_RELAUNCHED"
 """Set for the ranks of a job that relaunched itself: the parent handles STOP before they start."""
 
@@ -111,7 +114,7 @@ def supervise(command: Sequence[str], stop_file: Path) -> int:
             process.terminate()
 
     # Before the launcher starts: from here on a signal is a wish that the job will see.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
+    for number in STOP_SIGNALS:
         signal.signal(number, on_signal)
     process = subprocess.Popen(
         command,

@@ -38,6 +38,7 @@ from drl_mpi.run import resume
 from drl_mpi.run.checkpoint import CheckpointError, check_arrays, load
 from drl_mpi.run.counting import Counting
 from drl_mpi.run.folder import RunFolder
+from drl_mpi.run.launcher import STOP_SIGNALS
 from drl_mpi.run.layout import Layout
 from drl_mpi.run.meters import Metrics
 from drl_mpi.systems.config import RunConfig
@@ -276,7 +277,7 @@ class ActorLearner(RunConfig):
         log.info("%s %d on %s, %d threads", place.role, place.index, place.host, place.threads)
         if group is None or group.rank:
             # Only the first learner listens to signals; the others end when it says so.
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
+            for number in STOP_SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
         complete = False
         if group is None:

@@ -15,6 +15,7 @@ from drl_mpi.roles.info import Summary
 from drl_mpi.run.checkpoint import Checkpoints
 from drl_mpi.run.counting import Counting
 from drl_mpi.run.folder import RunFolder
+from drl_mpi.run.launcher import STOP_SIGNALS
 from drl_mpi.run.meters import Metrics
 from drl_mpi.run.metrics import ProgressLog
 from drl_mpi.run.progress import Progress, terminal_width
@@ -82,7 +83,7 @@ class RunJournal:
         self._version = counting.start_version
         self._saved = self._checkpoints.latest()
         self._row_logged: dict[str, float] = {}
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
+        for number in STOP_SIGNALS:
             signal.signal(number, self._on_signal)
 
     def restore(self, state: Mapping[str, Any] | None) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -136,3 +138,20 @@ def test_atomic_writes_respect_the_umask(folder: RunFolder) -> None:
     finally:
         os.umask(old)
     assert (folder.path / "x").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_folder_in_use_is_refused_until_its_process_ends(tmp_path):
+    hold = (
+        "import sys; from drl_mpi.run.folder import RunFolder; RunFolder(sys.argv[1]).lock();"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as other:  # fmt: skip
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UsageError, match="in use by a job that is still running"):
+            RunFolder(tmp_path).lock()
+        other.kill()
+    RunFolder(tmp_path).lock()
+    RunFolder(tmp_path).unlock()
