@@ -40,9 +40,10 @@ lint: $(TEST_STAMP)
 clean:
 	@rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find drl_mpi jobs tests -name __pycache__ -prune -exec rm -rf {} +
+	@rm -f drl_mpi/updating/_kernels.*.so
 
 # The stamp is newer than what the environment was made from, so a second run installs nothing.
-$(RUN_STAMP): setup.cfg constraints.txt
+$(RUN_STAMP): setup.cfg setup.py constraints.txt drl_mpi/updating/kernels.c
 	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "drl_mpi needs Python 3.11 or newer; $(or $(PYTHON),python3) is" \
 	    "$$($(or $(PYTHON),python3) --version 2>/dev/null || echo missing):" \
