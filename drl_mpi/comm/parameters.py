@@ -20,10 +20,11 @@ STOP = 1
 
 
 def parameters_record(size: int) -> Record:
-    """Layout of a parameters message: version, flags and the float32 vector ``[size]``."""
+    """Layout of a parameters message: version, steps, flags and the float32 vector ``[size]``."""
     return Record(
         [
             Field("version", "int64"),
+            Field("steps", "int64"),
             Field("flags", "int64"),
             Field("vector", "float32", (size,)),
         ]
@@ -49,13 +50,21 @@ class ParameterPublisher:
         self._sending: dict[int, tuple[MPI.Request, Slot]] = {}
         self._newest: Slot | None = None
         self._spare: list[Slot] = []
-        self._last = Slot(Record(self._record.fields[:2]))
+        self._last = Slot(Record(self._record.fields[:3]))
         self._last["version"][...] = -1
         self._last["flags"][...] = STOP
         self._told: set[int] = set()
 
-    def publish(self, vector: npt.NDArray[np.float32], version: int) -> None:
-        """Makes a copy of ``vector`` (float32 ``[size]``) the newest version, and pays debts."""
+    def publish(self, vector: npt.NDArray[np.float32], version: int, steps: int = 0) -> None:
+        """Makes a copy of ``vector`` (float32 ``[size]``) the newest version, and pays debts.
+
+        Args:
+            vector: the parameters.
+            version: their number.
+            steps: agent decisions behind them, for schedules.
+        """
+        if not self._owed:
+            return
         self._collect()
         if self._newest is not None and not self._in_flight(self._newest):
             self._spare.append(self._newest)
@@ -63,13 +72,23 @@ class ParameterPublisher:
         slot.busy = False
         slot["vector"][:] = vector
         slot["version"][...] = version
+        slot["steps"][...] = steps
         slot["flags"][...] = 0
         self._newest = slot
         self.progress()
 
+    @property
+    def subscribed(self) -> bool:
+        """Whether anybody subscribes."""
+        return bool(self._owed)
+
     def owe(self, subscriber: int) -> None:
-        """Notes that a subscriber should get the newest version as soon as may be."""
-        self._owed[subscriber] = True
+        """Notes that a subscriber should get the newest version as soon as may be.
+
+        Nothing is owed to ranks that do not subscribe.
+        """
+        if subscriber in self._owed:
+            self._owed[subscriber] = True
 
     def owe_all(self) -> None:
         """Notes a debt to every subscriber."""
@@ -123,6 +142,7 @@ class Published:
 
     version: int
     vector: npt.NDArray[np.float32]
+    steps: int = 0
 
 
 class ParameterSubscriber:
@@ -149,6 +169,12 @@ class ParameterSubscriber:
         for index in range(2):
             self._start(index)
 
+    due = False
+    """Nothing is asked for: versions come by themselves."""
+
+    def begin(self) -> None:
+        """Nothing to do before an unroll."""
+
     def newest(self) -> Published | None:
         """The newest version that has arrived since the last call, or ``None``."""
         published: Published | None = None
@@ -163,7 +189,7 @@ class ParameterSubscriber:
             if int(slot["flags"]) & STOP:
                 self.stopped = True
                 break
-            published = Published(int(slot["version"]), slot["vector"])
+            published = Published(int(slot["version"]), slot["vector"], int(slot["steps"]))
         return published
 
     def close(self) -> None:

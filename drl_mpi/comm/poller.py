@@ -8,7 +8,7 @@ of the CPU time for the same latency at our message sizes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -20,6 +20,45 @@ SILENCE_S = 600.0
 
 class SilenceError(RuntimeError):
     """Nothing came from a peer for longer than the silence timeout: it is stuck or gone."""
+
+
+class Watch:
+    """Notices one stuck rank among many, which a wait for any of them would not.
+
+    Args:
+        ranks: to hear from.
+        silence_s: seconds without a word after which a rank counts as stuck.
+    """
+
+    def __init__(
+        self, ranks: Iterable[int], silence_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._silence_s = silence_s
+        self._clock = clock
+        self._heard = dict.fromkeys(ranks, clock())
+
+    def heard(self, rank: int) -> None:
+        """Notes that something came from a rank."""
+        self._heard[rank] = self._clock()
+
+    def forget(self, rank: int) -> None:
+        """Expects nothing more of a rank."""
+        self._heard.pop(rank, None)
+
+    def check(self) -> None:
+        """Raises SilenceError for a rank that said nothing for too long."""
+        now = self._clock()
+        silent = [rank for rank, heard in self._heard.items() if now - heard > self._silence_s]
+        if silent:
+            silent.sort(key=self._heard.__getitem__)  # who was silent first has made others wait
+            first, others = silent[0], silent[1:]
+            then = f" (then also from {', '.join(map(str, others))})" if others else ""
+            raise SilenceError(
+                f"nothing came from rank {first} for {now - self._heard[first]:.0f} s{then}, "
+                f"longer than the silence timeout of {self._silence_s:.0f} s: it is stuck, or its "
+                "link is cut. See its log in the run folder; raise the silence timeout if it is "
+                "merely slow"
+            )
 
 
 class Poller:

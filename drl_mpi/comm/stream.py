@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 from drl_mpi.comm.mpi import MPI
 from drl_mpi.comm.record import Record, Slot
@@ -30,6 +30,34 @@ class Delivery:
     slot: Slot
     index: int
     """Which of the receiver's requests it came by."""
+
+
+class Receiver(Protocol):
+    """Where records come from: a stream, or something that looks like one."""
+
+    sources: tuple[int, ...]
+    depth: int
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come and all was taken."""
+        ...
+
+    def take(self, source: int | None = None) -> Delivery | None:
+        """The next record, or ``None`` if nothing is there; of one source if that is given."""
+        ...
+
+    def arrived(self, source: int) -> bool:
+        """Whether something of this rank is here to be taken."""
+        ...
+
+    def release(self, delivery: Delivery) -> None:
+        """Gives a record back; its views must not be used any more."""
+        ...
+
+    def close(self) -> None:
+        """Gives back what MPI holds."""
+        ...
 
 
 class StreamReceiver:
@@ -73,16 +101,12 @@ class StreamReceiver:
         Args:
             source: only look at this rank (fixed order of consumption).
         """
-        self._test()
-        if source is not None:
-            return self._pop(self._position[source])
-        for _ in self.sources:
-            position = self._turn
-            self._turn = (self._turn + 1) % len(self.sources)
-            delivery = self._pop(position)
-            if delivery is not None:
-                return delivery
-        return None
+        # Only when nothing is here is MPI asked: on a busy machine that may cost a millisecond.
+        delivery = self._next(source)
+        if delivery is None:
+            self._test()
+            delivery = self._next(source)
+        return delivery
 
     def arrived(self, source: int) -> bool:
         """Whether something of this rank is here to be taken."""
@@ -105,6 +129,17 @@ class StreamReceiver:
                 request.Cancel()
                 request.Wait()
             request.Free()
+
+    def _next(self, source: int | None) -> Delivery | None:
+        if source is not None:
+            return self._pop(self._position[source])
+        for _ in self.sources:
+            position = self._turn
+            self._turn = (self._turn + 1) % len(self.sources)
+            delivery = self._pop(position)
+            if delivery is not None:
+                return delivery
+        return None
 
     def _start(self, index: int) -> None:
         self._slots[index].busy = True
@@ -142,6 +177,30 @@ class StreamReceiver:
         index = self._started[position].popleft()
         self._slots[index].busy = False
         return Delivery(self.sources[position], self._slots[index], index)
+
+
+class Sender(Protocol):
+    """Where records go: one stream, or several."""
+
+    def free(self, count: int = 1) -> list[Slot] | None:
+        """The next ``count`` slots in order, or ``None`` while MPI still owns one."""
+        ...
+
+    def send(self) -> None:
+        """Starts to send the next slot."""
+        ...
+
+    def progress(self) -> None:
+        """Lets MPI move what is under way."""
+        ...
+
+    def end(self) -> bool | None:
+        """Drives the end; ``True`` when everything was received, else ``None``."""
+        ...
+
+    def close(self) -> None:
+        """Frees the requests. Call it when everything was received."""
+        ...
 
 
 class StreamSender:
@@ -216,3 +275,51 @@ class StreamSender:
         """Frees the requests. Call it when everything was received."""
         for request in self._requests:
             request.Free()
+
+
+class SpreadSender:
+    """Records in turn to several receivers: of ``records`` per unroll each gets an equal block.
+
+    Args:
+        senders: one per receiver.
+        records: that are sent between two calls of ``free``, a multiple of the senders.
+    """
+
+    def __init__(self, senders: Sequence[StreamSender], records: int) -> None:
+        if records % len(senders):
+            raise ValueError(f"{records} records do not spread evenly over {len(senders)} ranks")
+        self._senders = tuple(senders)
+        self._each = records // len(senders)
+        self._sent = 0
+
+    def free(self, count: int = 1) -> list[Slot] | None:
+        """See ``Sender.free``; ``count`` is all the records of an unroll."""
+        if count != self._each * len(self._senders):
+            raise ValueError(f"asked for {count} slots of {self._each * len(self._senders)}")
+        slots: list[Slot] = []
+        for sender in self._senders:
+            found = sender.free(self._each)
+            if found is None:
+                return None
+            slots += found
+        return slots
+
+    def send(self) -> None:
+        """See ``Sender.send``."""
+        self._senders[self._sent // self._each % len(self._senders)].send()
+        self._sent += 1
+
+    def progress(self) -> None:
+        """See ``Sender.progress``."""
+        for sender in self._senders:
+            sender.progress()
+
+    def end(self) -> bool | None:
+        """See ``Sender.end``."""
+        ended = [sender.end() for sender in self._senders]  # drive every one
+        return True if all(ended) else None
+
+    def close(self) -> None:
+        """See ``Sender.close``."""
+        for sender in self._senders:
+            sender.close()

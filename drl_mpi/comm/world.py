@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,11 @@ class World:
         member = self.rank in ranks
         comm = self.comm.Split(0 if member else MPI.UNDEFINED, key=self.rank)
         return Group(comm) if member else None
+
+    def meet(self, poller: Poller, what: str) -> None:
+        """Waits, without spinning, until every rank is here. Collective."""
+        request = self.comm.Ibarrier()
+        poller.wait(lambda: request.Test() or None, what)
 
     def share_flag(self, flag: bool, poller: Poller, what: str) -> bool:
         """Rank 0's flag, on every rank; waits without spinning. Collective."""
@@ -83,6 +88,28 @@ class Group:
     def gather(self, value: Any) -> list[Any] | None:
         """Every member's value in rank order, at member 0; ``None`` elsewhere. Pickles."""
         return [value] if self.size == 1 else self.comm.gather(value, root=0)
+
+    def share(self, value: Any) -> Any:
+        """Member 0's value, on every member. Collective. Pickles."""
+        return value if self.size == 1 else self.comm.bcast(value, root=0)
+
+    def meet(
+        self, poller: Poller, what: str, meanwhile: Callable[[], object] = lambda: None
+    ) -> None:
+        """Waits, without spinning, until every member is here. Collective.
+
+        Args:
+            poller: waits.
+            what: what is waited for, for the error's text.
+            meanwhile: called at every poll.
+        """
+        request = self.comm.Ibarrier()
+
+        def ready() -> bool | None:
+            meanwhile()
+            return request.Test() or None
+
+        poller.wait(ready, what)
 
 
 def connect() -> World:

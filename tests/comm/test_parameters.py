@@ -13,6 +13,9 @@ SCENARIOS = [
     "stop_before_anything",
     "newest_of_two",
     "close_without_stop",
+    "steps",
+    "strangers",
+    "nobody",
 ]
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from drl_mpi.comm.poller import FIRST_SLEEP_S, LONGEST_SLEEP_S, Poller, SilenceError
+from drl_mpi.comm.poller import FIRST_SLEEP_S, LONGEST_SLEEP_S, Poller, SilenceError, Watch
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -110,6 +110,58 @@ def test_an_error_in_ready_comes_through_and_is_accounted():
         poller.wait(lambda: next(answers), "it")
     assert poller.idle_s == pytest.approx(sum(clock.sleeps))
     assert poller.idle_s > 0.0
+
+
+def watch(ranks=(3, 5), silence_s=60.0):
+    clock = Clock()
+    return clock, Watch(ranks, silence_s, clock)
+
+
+def test_a_rank_that_says_nothing_is_named_though_others_speak():
+    clock, watching = watch()
+    for _ in range(7):
+        clock.now += 10.0
+        if clock.now - 100.0 > 60.0:
+            with pytest.raises(SilenceError) as caught:
+                watching.check()
+            break
+        watching.heard(3)
+        watching.check()
+    text = str(caught.value)
+    assert "nothing came from rank 5 for 70 s" in text
+    assert "silence timeout of 60 s" in text
+    assert "raise the silence timeout" in text
+
+
+def test_a_watch_begins_with_its_making_and_anew_with_every_word():
+    clock, watching = watch()
+    clock.now += 60.0
+    watching.check()  # not longer than allowed
+    watching.heard(3)
+    watching.heard(5)
+    clock.now += 60.0
+    watching.check()
+    clock.now += 0.1
+    with pytest.raises(SilenceError, match="rank 3"):
+        watching.check()
+
+
+def test_nothing_more_is_expected_of_a_rank_that_took_its_leave():
+    clock, watching = watch()
+    watching.forget(5)
+    watching.forget(5)
+    clock.now += 61.0
+    watching.heard(3)
+    watching.check()
+    watching.forget(3)
+    clock.now += 1e9
+    watching.check()
+
+
+def test_nobody_to_watch_is_never_silent():
+    clock, watching = watch(ranks=())
+    clock.now += 1e9
+    watching.check()
 
 
 def test_an_idle_wait_costs_less_than_a_twentieth_of_a_core(mpirun):

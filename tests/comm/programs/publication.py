@@ -284,6 +284,63 @@ def close_without_stop(world, tag):
         subscriber.close()
 
 
+@scenario
+def steps(world, tag):
+    """A version comes with the steps behind it, however many."""
+    counts = (0, 2**40 + 1)
+    if world.rank == 0:
+        publisher = ParameterPublisher(world.comm, SUBSCRIBERS, SIZE, tag)
+        for version, count in enumerate(counts):
+            publisher.owe_all()
+            publisher.publish(vector(version), version, count)
+            meet(world, publisher.progress)
+        end(world, publisher)
+        return
+    subscriber = ParameterSubscriber(world.comm, 0, SIZE, tag)
+    for version, count in enumerate(counts):
+        published = Poller(30.0).wait(subscriber.newest, "a version")
+        assert (published.version, published.steps) == (version, count)
+        check(published)
+        meet(world)
+    subscriber.begin()
+    assert not subscriber.due, "nothing is asked for"
+    assert until_stopped(world, subscriber) == []
+
+
+@scenario
+def strangers(world, tag):
+    """Who does not subscribe is owed nothing: it may have sent experience all the same."""
+    if world.rank == 0:
+        publisher = ParameterPublisher(world.comm, (2,), SIZE, tag)
+        for rank in (0, 1, 3, 77):
+            publisher.owe(rank)
+        publisher.publish(vector(1), 1)
+        assert publisher.bytes_sent == 0
+        publisher.owe(2)
+        publisher.progress()
+        assert publisher.bytes_sent == parameters_record(SIZE).nbytes
+        end(world, publisher)
+        return
+    if world.rank == 2:
+        subscriber = ParameterSubscriber(world.comm, 0, SIZE, tag)
+        assert Poller(30.0).wait(subscriber.newest, "version 1").version == 1
+        until_stopped(world, subscriber)
+    else:
+        meet(world)
+
+
+@scenario
+def nobody(world, tag):
+    """Without subscribers a publication costs nothing: not even the copy."""
+    publisher = ParameterPublisher(world.comm, (), SIZE, tag)
+    publisher.owe_all()
+    publisher.publish(np.zeros(SIZE + 1, np.float32), 1)  # would not even fit
+    publisher.owe(1)
+    publisher.progress()
+    assert publisher.stop() is True
+    assert publisher.bytes_sent == 0
+
+
 def main():
     world = connect()
     try:

@@ -12,9 +12,9 @@ from collections import Counter, deque
 import numpy as np
 
 from drl_mpi.comm.mpi import MPI
-from drl_mpi.comm.poller import Poller
+from drl_mpi.comm.poller import Poller, SilenceError
 from drl_mpi.comm.record import Field, Record
-from drl_mpi.comm.stream import StreamError, StreamReceiver, StreamSender
+from drl_mpi.comm.stream import SpreadSender, StreamError, StreamReceiver, StreamSender
 from drl_mpi.comm.world import connect
 
 SOURCES = (1, 2, 3)
@@ -324,6 +324,91 @@ def end_behind_data(world, tag):
     assert receiver.ended
     assert receiver.take() is None
     assert sorted((d.source, check(d)) for d in taken) == [(s, n) for s in SOURCES for n in (0, 1)]
+    receiver.close()
+
+
+def spread_to_both(world, record, tag):
+    """Ranks 2 and 3 send 4 records per unroll, half of them to rank 0 and half to rank 1."""
+    senders = [StreamSender(world.comm, rank, record, 4, tag) for rank in (0, 1)]
+    return SpreadSender(senders, 4), senders
+
+
+@scenario
+def spread(world, tag):
+    """Of every unroll each receiver gets its block, whole and in order, and then the end."""
+    record, unrolls, poller = layout(5_000), 25, Poller(30.0)
+    if world.rank in (2, 3):
+        sender, senders = spread_to_both(world, record, tag)
+        slow = random.Random(world.rank)
+        for unroll in range(unrolls):
+            slots = poller.wait(lambda: sender.free(4), "room for an unroll")
+            for i, slot in enumerate(slots):
+                fill(slot, world.rank, 4 * unroll + i)
+            for _ in slots:
+                sender.send()
+            time.sleep(slow.choice([0, 0, 1e-3]))
+            sender.progress()
+        poller.wait(sender.end, "both ends")
+        assert sender.end() is True
+        assert [each.bytes_sent for each in senders] == [2 * unrolls * record.nbytes] * 2
+        sender.close()
+        return
+    receiver = StreamReceiver(world.comm, (2, 3), record, 2, tag)
+    numbers = {2: [], 3: []}
+
+    def step():
+        while (delivery := receiver.take()) is not None:
+            numbers[delivery.source].append(check(delivery))
+            receiver.release(delivery)
+        return receiver.ended or None
+
+    poller.wait(step, "the end")
+    expected = [n for n in range(4 * unrolls) if n % 4 // 2 == world.rank]
+    assert numbers == {2: expected, 3: expected}
+    receiver.close()
+
+
+@scenario
+def spread_waits_for_all(world, tag):
+    """While one receiver is behind, nothing goes to the other: unrolls are not torn apart."""
+    record, poller = layout(100), Poller(30.0)
+    if world.rank in (2, 3):
+        sender, senders = spread_to_both(world, record, tag)
+        sent = 0
+        while True:
+            try:
+                slots = Poller(1.0).wait(lambda: sender.free(4), "room")
+            except SilenceError:
+                break
+            for i, slot in enumerate(slots):
+                fill(slot, world.rank, 4 * sent + i)
+            for _ in slots:
+                sender.send()
+            sent += 1
+        # 2 posted receives and a ring of 4 take 6 records of 2 per unroll.
+        assert sent == 3, f"{sent} unrolls went out"
+        assert [each.bytes_sent for each in senders] == [2 * sent * record.nbytes] * 2
+        world.comm.isend(None, 1, tag=tag + 1).wait()
+        poller.wait(lambda: sender.free(4), "room, when rank 1 takes what is there")
+        poller.wait(sender.end, "both ends")
+        sender.close()
+        return
+    receiver = StreamReceiver(world.comm, (2, 3), record, 2, tag)
+    if world.rank == 1:
+        for source in (2, 3):
+            request = world.comm.irecv(source=source, tag=tag + 1)
+            poller.wait(lambda request=request: request.test()[0] or None, "full rings")
+    taken = Counter()
+
+    def step():
+        while (delivery := receiver.take()) is not None:
+            check(delivery)
+            taken[delivery.source] += 1
+            receiver.release(delivery)
+        return receiver.ended or None
+
+    poller.wait(step, "the end")
+    assert taken == Counter({2: 6, 3: 6})
     receiver.close()
 
 
