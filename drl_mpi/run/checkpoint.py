@@ -24,6 +24,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from drl_mpi.run import checkpoint_parts as parts
 from drl_mpi.run import checkpoint_read as reading
 from drl_mpi.run import checkpoint_write as writing
 from drl_mpi.run.checkpoint_format import CheckpointError
@@ -118,22 +119,34 @@ class Checkpoints:
         self.skipped: list[tuple[Path, str]] = []
         """What `load_latest` found bad, and why; the next `save` renames these to *.h5.bad."""
 
+    def path(self, frames: int) -> Path:
+        """The file of a checkpoint as of `frames`."""
+        return self.folder / f"frames-{frames:012d}.h5"
+
+    def save_part(self, frames: int, name: str, state: State) -> str:
+        """Save a part of the checkpoint that `save` will complete; returns its checksum.
+
+        Several processes may save parts of different names at once.
+        """
+        path = parts.part_path(self.path(frames), name)
+        _make(path.parent)
+        save(path, state)
+        return parts.checksum(path)
+
     def save(self, frames: int, state: State, *, compress: bool = True) -> Path:
         """Save `state` as of `frames` environment frames, then remove the oldest beyond `keep`."""
         if not 0 <= frames < 10**12:
             raise ValueError(f"frames={frames}: 0 to 999999999999 fit into the file's name")
-        path = self.folder / f"frames-{frames:012d}.h5"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(
-                f"folder {self.folder} cannot be made: {_one_line(error)}; use a writable one"
-            ) from error
+        path = self.path(frames)
+        _make(self.folder)
         save(path, state, compress=compress)
         self._set_aside(path)
         others = [each for each in self._paths() if each != path]
         for old in others[self.keep - 1 :]:
             old.unlink(missing_ok=True)
+            parts.remove_parts(old)
+        parts.remove_orphans(self.folder)
+        parts.remove_unnamed(path, state)
         return path
 
     def latest(self) -> Path | None:
@@ -141,14 +154,16 @@ class Checkpoints:
         return next(iter(self._paths()), None)
 
     def load_latest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest good checkpoint; None if there is none at all.
+        """The newest good checkpoint with all its parts; None if there is none at all.
 
         `self.skipped` tells which newer ones were bad. If all are, CheckpointError says why.
         """
         self.skipped = []
         for path in self._paths():
             try:
-                return path, load(path)
+                state = load(path)
+                parts.check_parts(path, state)
+                return path, state
             except CheckpointError as error:
                 self.skipped.append((path, str(error)))
         if not self.skipped:
@@ -257,6 +272,15 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(fd)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"folder {folder} cannot be made: {_one_line(error)}; use a writable one"
+        ) from error
 
 
 # Words

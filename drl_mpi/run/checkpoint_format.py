@@ -117,6 +117,12 @@ def write_seal(fd: int) -> None:
         left = left[os.pwrite(fd, left, SEAL_BYTES - len(left)) :]
 
 
+def claimed_checksum(seal: bytes) -> str:
+    """The SHA-256 in a seal; empty for something else."""
+    match = _SEAL.fullmatch(seal)
+    return match[2].decode() if match else ""
+
+
 def check_seal(fd: int) -> int:
     """The size of the file in bytes, if it is whole; CheckpointError otherwise."""
     seal = os.pread(fd, SEAL_BYTES, 0)

@@ -35,19 +35,12 @@ log = logging.getLogger(__name__)
 class Job(Protocol):
     """What can be launched: a config that knows how to prepare and play its system."""
 
-    @property
-    def learners(self) -> int | None:
-        """Ranks that should learn; ``None`` to choose."""
-        ...
+    def wanted(self, ranks: int | None) -> Mapping[str, int | None]:
+        """Ranks per role, as ``layout.plan`` takes them: ``None`` to choose.
 
-    @property
-    def servers(self) -> int:
-        """Parameter servers that the system needs."""
-        ...
-
-    @property
-    def actors(self) -> int | None:
-        """Ranks that should act; ``None`` to choose."""
+        Args:
+            ranks: of the world; ``None`` while that is open.
+        """
         ...
 
     @property
@@ -67,7 +60,7 @@ class Job(Protocol):
         """Raises UsageError for a layout that the system cannot use."""
         ...
 
-    def inspect(self) -> Any:
+    def inspect(self, layout: Layout) -> Any:
         """Looks at the environment and the run folder; what every rank has to know of them.
 
         Changes nothing. Returns ``None`` when there is nothing left to do. Raises UsageError.
@@ -167,21 +160,11 @@ def _description(job: Job, presets: Sequence[str]) -> str:
 
 
 def _relaunch(job: Job, arguments: Sequence[str]) -> int:
-    gpus = job.gpus()
-    ranks = local_layout(
-        core_quota(), gpus, learners=job.learners, servers=job.servers, actors=job.actors
-    )
-    job.check_layout(
-        plan(
-            ranks,
-            ["localhost"] * ranks,
-            gpus,
-            learners=job.learners,
-            servers=job.servers,
-            actors=job.actors,
-        )
-    )
-    if job.inspect() is None:
+    gpus, wanted = job.gpus(), job.wanted(None)
+    ranks = local_layout(core_quota(), gpus, **wanted)
+    layout = plan(ranks, ["localhost"] * ranks, gpus, **wanted)
+    job.check_layout(layout)
+    if job.inspect(layout) is None:
         return EXIT_OK
     folder = RunFolder(job.path)
     folder.prepare()
@@ -269,13 +252,11 @@ def _verdict(job: Job, ranks: Sequence[tuple[str, set[int], int]]) -> str | tupl
             len(ranks),
             [host for host, _, _ in ranks],
             gpus,
-            learners=job.learners,
-            servers=job.servers,
-            actors=job.actors,
+            **job.wanted(len(ranks)),
             cores_per_host={host: len(masks) for host, masks in cores.items()},
         )
         job.check_layout(layout)
-        prepared = job.inspect()
+        prepared = job.inspect(layout)
         if prepared is not None:
             job.claim(clear_stop=RELAUNCHED not in os.environ)
         return layout, prepared

@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,26 @@ def launched_ranks(environment: Mapping[str, str] = os.environ) -> tuple[int, in
                 )
             return int(environment[rank]), int(environment[size])
     return None
+
+
+def display_width() -> int | None:
+    """Columns of the terminal that a rank's output ends in; ``None`` if it does not.
+
+    A launcher gives its ranks a terminal of their own, wherever its own output goes: a file, in a
+    batch job. So it is the launcher's that counts.
+    """
+    if TTY_VARIABLE in os.environ or launched_ranks() is None or _is_terminal(os.getppid()):
+        return terminal_width()
+    return None
+
+
+def _is_terminal(process: int, terminals: range = range(136, 144)) -> bool:
+    try:
+        found = os.stat(f"/proc/{process}/fd/1")
+    except OSError:
+        return False
+    # Consoles are 4 and 5; 136 to 143 are pseudo terminals (Linux, Documentation/admin-guide).
+    return stat.S_ISCHR(found.st_mode) and os.major(found.st_rdev) in (4, 5, *terminals)
 
 
 def usable_cores() -> set[int]:
@@ -94,11 +115,7 @@ def supervise(command: Sequence[str], stop_file: Path) -> int:
     environment = {
         TTY_VARIABLE: str(terminal_width() or 0),
         RELAUNCHED: "1",
-        # The shared-memory and TCP transports are what one machine needs; UCX's one-sided layer
-        # prints errors that mean nothing where it finds no fast network.
-        "OMPI_MCA_pml": "ob1",
-        "OMPI_MCA_osc": "^ucx",
-        **_root_allowed(),
+        **transport_environment(),
     }
     print("+ " + shlex.join(command), file=sys.stderr, flush=True)
     asked = 0
@@ -124,6 +141,17 @@ def supervise(command: Sequence[str], stop_file: Path) -> int:
         preexec_fn=_end_with_parent,
     )
     return process.wait()
+
+
+def transport_environment() -> dict[str, str]:
+    """This process's environment, and what MPI needs to know on a single machine."""
+    return {
+        # The shared-memory and TCP transports are what one machine needs; UCX's one-sided layer
+        # prints errors that mean nothing where it finds no fast network.
+        "OMPI_MCA_pml": "ob1",
+        "OMPI_MCA_osc": "^ucx",
+        **_root_allowed(),
+    }
 
 
 def _root_allowed() -> dict[str, str]:

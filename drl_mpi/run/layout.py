@@ -100,7 +100,12 @@ def plan(
 
 
 def local_layout(
-    cores: int, gpus: int = 0, *, learners: Count = None, servers: int = 0, actors: Count = None
+    cores: int,
+    gpus: int = 0,
+    *,
+    learners: Count = None,
+    servers: Count = None,
+    actors: Count = None,
 ) -> int:
     """Number of ranks that fit this one machine, for a job started without mpirun.
 
@@ -119,7 +124,7 @@ def local_layout(
         learners = min(gpus or (cores if actors == 0 else 1), cores, actors or cores)
     if actors is None:
         actors = max(cores - _learning_cores(cores), learners)
-    n = max(1, learners + servers + actors)
+    n = max(1, learners + (servers or 0) + actors)
     plan(n, ["localhost"] * n, gpus, learners=learners, servers=servers, actors=actors)
     return n
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from drl_mpi.errors import UsageError
 from drl_mpi.run.checkpoint import CheckpointError, Checkpoints, load
+from drl_mpi.run.checkpoint_parts import check_parts
 from drl_mpi.run.folder import RunFolder, differences
 
 
@@ -69,6 +70,7 @@ def find(folder: RunFolder, wish: str, identity: Mapping[str, Any]) -> Found | N
 def _named(path: Path, identity: Mapping[str, Any]) -> Found:
     try:
         state = load(path)
+        check_parts(path, state)
         config = json.loads(str(state["config"]))
         if not isinstance(config, dict):
             raise ValueError(f"it is a {type(config).__name__}")

@@ -1,6 +1,7 @@
 """The launcher: whose rank we are, how to call mpirun, and how a supervised command ends."""
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -202,3 +203,29 @@ def test_exit_code_environment_and_the_printed_command(supervised):
     for setting in ("'OMPI_ALLOW_RUN_AS_ROOT': '1'", "'OMPI_ALLOW_RUN_AS_ROOT_CONFIRM': '1'"):
         assert setting in environment
     assert f"'{launcher.TTY_VARIABLE}'" in environment
+
+
+@pytest.fixture
+def outputs(tmp_path):
+    """Name -> what a launcher's standard output may be."""
+    ours, theirs = pty.openpty()
+    with (tmp_path / "log").open("w") as log:
+        yield {"terminal": theirs, "file": log, "nothing": subprocess.DEVNULL}
+    os.close(ours)
+    os.close(theirs)
+
+
+@pytest.mark.parametrize(("output", "width"), [("terminal", 77), ("file", None), ("nothing", None)])
+def test_the_launchers_output_decides_what_a_rank_shows(output, width, outputs, monkeypatch):
+    """mpirun gives its ranks a terminal of their own, wherever its own output goes."""
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.delenv("DRL_MPI_TTY", raising=False)
+    monkeypatch.setattr(launcher, "terminal_width", lambda: 77)
+    parent = subprocess.Popen(["sleep", "60"], stdout=outputs[output])
+    try:
+        monkeypatch.setattr(launcher.os, "getppid", lambda: parent.pid)
+        assert launcher.display_width() == width
+    finally:
+        parent.kill()
+        parent.wait()

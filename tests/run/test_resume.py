@@ -119,6 +119,45 @@ def test_a_named_checkpoint_that_is_missing_or_damaged_is_refused(tmp_path):
             resume.find(RunFolder(tmp_path / "run"), str(tmp_path / name), IDENTITY)
 
 
+def with_part(folder, value=7):
+    checkpoints = Checkpoints(folder)
+    kept = checkpoints.save_part(100, "learner-0", {"replay": {"next": value}})
+    return checkpoints.save(100, {**tree(value=value), "parts": {"learner-0": kept}})
+
+
+def test_a_named_checkpoint_comes_with_its_parts(tmp_path):
+    path = with_part(tmp_path / "some")
+    assert value(resume.find(RunFolder(tmp_path / "run"), str(path), IDENTITY)) == 7.0
+
+
+@pytest.mark.parametrize("how", ["copied alone", "another's part", "truncated part"])
+def test_a_named_checkpoint_without_its_parts_is_refused(tmp_path, how):
+    path = with_part(tmp_path / "some")
+    part = path.with_suffix(".parts") / "learner-0.h5"
+    if how == "copied alone":
+        (tmp_path / "copied").mkdir()
+        path = path.rename(tmp_path / "copied" / path.name)
+        part = path.with_suffix(".parts") / "learner-0.h5"
+    elif how == "another's part":
+        save(part, {"replay": {"next": 8}})
+    else:
+        part.write_bytes(part.read_bytes()[:-1])
+    with pytest.raises(UsageError, match=f"^--resume: .*{part}") as error:
+        resume.find(RunFolder(tmp_path / "run"), str(path), IDENTITY)
+    assert "\n" not in str(error.value)
+
+
+def test_it_goes_back_to_the_newest_one_with_all_its_parts(folder):
+    checkpoints = Checkpoints(folder.checkpoints)
+    with_part(folder.checkpoints)
+    kept = checkpoints.save_part(200, "learner-0", {})
+    bad = checkpoints.save(200, {**tree(value=200), "parts": {"learner-0": kept}})
+    (bad.with_suffix(".parts") / "learner-0.h5").unlink()
+    found = resume.find(folder, "auto", IDENTITY)
+    assert value(found) == 7.0
+    assert [path for path, _ in found.skipped] == [bad]
+
+
 @pytest.mark.parametrize("config", ["not JSON", "5", "[]", "null", '"text"', "{}"])
 def test_a_named_checkpoint_with_a_strange_config_is_refused(tmp_path, config):
     """A checkpoint is untrusted input: one line, not a traceback."""
