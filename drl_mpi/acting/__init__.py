@@ -1,5 +1,1 @@
-"""How actions are chosen: by a network copy in the actor's own rank."""
-
-from drl_mpi.acting.local import Acting, Choice, LocalActing
-
-__all__ = ["Acting", "Choice", "LocalActing"]
+"""How actions are chosen: by a network in the actor's own rank. Import its modules directly."""

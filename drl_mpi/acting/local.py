@@ -7,16 +7,18 @@ larger than the work that they cause.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from drl_mpi.comm.parameters import ParameterSubscriber, Published
+from drl_mpi.acting.choosing import Choose
+from drl_mpi.acting.parameters import Owner, Parameters
+from drl_mpi.comm.parameters import Published
 from drl_mpi.comm.poller import Poller
 from drl_mpi.nets import Network, inference_copy, load_flat
-from drl_mpi.nets.heads import PolicyValue
+from drl_mpi.nets.heads import Output
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,45 +79,50 @@ class Acting(Protocol):
 
 
 class LocalActing:
-    """Samples from the policy of a network copy.
+    """Acts with a copy of a network.
 
     Args:
         net: the learner's network, to copy; its precision is kept.
-        subscriber: where new parameters come from.
+        parameters: where new ones come from.
         poller: waits for the first version, and in lock-step for each.
-        rng: decides the samples.
+        choose: from the network's output to actions.
+        rng: decides.
     """
 
     def __init__(
         self,
         net: Network,
-        subscriber: ParameterSubscriber,
+        parameters: Parameters,
         poller: Poller,
+        choose: Choose,
         rng: np.random.Generator,
     ) -> None:
         self.version = -1
-        self.rng = rng
+        self._steps = 0
         self._net = inference_copy(net).eval()
-        self._subscriber = subscriber
+        self._parameters = parameters
         self._poller = poller
+        self._choose = choose
+        self._rng = rng
 
     @property
     def stopped(self) -> bool:
         """See ``Acting.stopped``. Looks for news."""
-        self._load(self._subscriber.newest())
-        return self._subscriber.stopped
+        self._load(self._parameters.newest())
+        return self._parameters.stopped
 
     def refresh(self, version: int | None = None) -> bool:
         """See ``Acting.refresh``."""
+        self._parameters.begin()
 
         def ready() -> bool | None:
-            self._load(self._subscriber.newest())
-            if self._subscriber.stopped:
+            self._load(self._parameters.newest())
+            if self._parameters.stopped:
                 return False
-            due = self.version >= 0 if version is None else self.version >= version
-            return True if due else None
+            there = self.version >= (0 if version is None else version)
+            return True if there and not self._parameters.due else None
 
-        going = self._poller.wait(ready, "parameters from the learner")
+        going = self._poller.wait(ready, "parameters")
         if going and version is not None and self.version != version:
             raise RuntimeError(
                 f"got version {self.version} where lock-step needs version {version}"
@@ -124,9 +131,8 @@ class LocalActing:
 
     def close(self) -> None:
         """See ``Acting.close``."""
-        self._subscriber.close()
+        self._parameters.close()
 
-    @torch.inference_mode()
     def act(
         self,
         observations: npt.NDArray[np.generic],
@@ -134,37 +140,75 @@ class LocalActing:
         state: npt.NDArray[np.float32] | None,
     ) -> tuple[npt.NDArray[np.int64], Choice]:
         """See ``Acting.act``."""
-        output, after = self._net(
-            torch.from_numpy(observations).unsqueeze(0),
-            torch.from_numpy(first).unsqueeze(0),
-            None if state is None else torch.from_numpy(state),
-        )
-        assert isinstance(output, PolicyValue)
-        actions, log_probs = sample(output.logits[0].numpy(), self.rng)
-        return actions, Choice(log_probs, None if after is None else after.numpy())
+        output, after = infer(self._net, observations, first, state)
+        actions, log_probs = self._choose(output, self.version, self._steps, self._rng)
+        return actions, Choice(log_probs, after)
 
     def _load(self, published: Published | None) -> None:
         if published is not None:
             load_flat(self._net, published.vector)
-            self.version = published.version
+            self.version, self._steps = published.version, published.steps
 
 
-def sample(
-    logits: npt.NDArray[np.float32], rng: np.random.Generator
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Draws from softmax policies by the Gumbel-max method.
+class SharedActing:
+    """Acts in the learner's rank with the learner's own network.
 
     Args:
-        logits: float32 ``[n, actions]``.
-        rng: one uniform number per logit is drawn.
-
-    Returns:
-        Actions int64 ``[n]`` and their log-probabilities float32 ``[n]``.
+        net: of the learner.
+        owner: keeps its parameters current.
+        choose: from the network's output to actions.
+        rng: decides.
     """
-    uniform: npt.NDArray[Any] = rng.random(logits.shape)
-    gumbel = -np.log(-np.log(np.maximum(uniform, np.finfo(np.float64).tiny)))
-    actions = np.argmax(logits + gumbel, axis=-1)
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    log_z = np.log(np.exp(shifted).sum(axis=-1))
-    chosen = np.take_along_axis(shifted, actions[:, np.newaxis], axis=-1)[:, 0]
-    return actions, (chosen - log_z).astype(np.float32)
+
+    stopped = False
+
+    def __init__(
+        self, net: Network, owner: Owner, choose: Choose, rng: np.random.Generator
+    ) -> None:
+        self._net = net
+        self._owner = owner
+        self._choose = choose
+        self._rng = rng
+
+    @property
+    def version(self) -> int:
+        """See ``Acting.version``."""
+        return self._owner.version
+
+    def refresh(self, version: int | None = None) -> bool:  # noqa: ARG002 (it is always ours)
+        """See ``Acting.refresh``."""
+        self._owner.pull()
+        return True
+
+    def close(self) -> None:
+        """See ``Acting.close``."""
+
+    def act(
+        self,
+        observations: npt.NDArray[np.generic],
+        first: npt.NDArray[np.bool_],
+        state: npt.NDArray[np.float32] | None,
+    ) -> tuple[npt.NDArray[np.int64], Choice]:
+        """See ``Acting.act``."""
+        output, after = infer(self._net, observations, first, state)
+        owner = self._owner
+        actions, log_probs = self._choose(output, owner.version, owner.steps, self._rng)
+        return actions, Choice(log_probs, after)
+
+
+@torch.inference_mode()
+def infer(
+    net: Network,
+    observations: npt.NDArray[np.generic],
+    first: npt.NDArray[np.bool_],
+    state: npt.NDArray[np.float32] | None,
+) -> tuple[Output, npt.NDArray[np.float32] | None]:
+    """One step of n environments: the output on the CPU, and the recurrent state after it."""
+    device = next(net.parameters()).device
+    output, after = net(
+        torch.from_numpy(observations).unsqueeze(0).to(device),
+        torch.from_numpy(first).unsqueeze(0).to(device),
+        None if state is None else torch.from_numpy(state).to(device),
+    )
+    there = type(output)(*(each.cpu() for each in output))
+    return there, None if after is None else after.cpu().numpy()

@@ -31,6 +31,7 @@ from drl_mpi.run.folder import write_atomically
 from drl_mpi.run.launch import parse
 from drl_mpi.run.launcher import launched_ranks, usable_cores
 from drl_mpi.run.layout import local_layout, plan
+from drl_mpi.systems.network import make_net
 
 
 def main(job: Path, arguments: Sequence[str] | None = None) -> int:
@@ -70,7 +71,7 @@ def _bench(config: Bench, job: Path, command: list[str]) -> dict[str, Any]:
     cores = len(usable_cores())
     _check(config, cores)
     spec = envs.probe(config.env, config.env_options)
-    net = config.make_net(spec)
+    net = make_net(config, spec)
     _make_folder(config.path)
     result: dict[str, Any] = {
         "title": title(
@@ -97,12 +98,8 @@ def _check(config: Bench, cores: int) -> None:
     """Refuses now what the job would refuse after the stages have been measured."""
     if launched_ranks() is not None:
         raise UsageError("the bench starts mpirun itself; run it without mpirun or srun")
-    wish: dict[str, Any] = {
-        "learners": config.learners,
-        "servers": config.servers,
-        "actors": config.actors,
-    }
-    ranks = local_layout(cores, **wish)
+    wish = config.wanted(None)
+    ranks = local_layout(cores, 0, **wish)
     config.check_layout(plan(ranks, ["localhost"] * ranks, 0, **wish))
 
 

@@ -17,6 +17,7 @@ from drl_mpi.bench.measure import JobRows, StageWindows, as_table
 from drl_mpi.comm.parameters import parameters_record
 from drl_mpi.comm.world import library_version
 from drl_mpi.envs import EnvSpec
+from drl_mpi.experience.unroll import UnrollShape
 from drl_mpi.nets import Network
 
 BUSY = 0.5
@@ -79,7 +80,7 @@ def message_bytes(config: Bench, spec: EnvSpec, net: Network) -> Numbers:
     A learner owes an actor the newest parameters for every unroll that it consumes, and sends them
     unless the last ones are still under way: one message per unroll at most.
     """
-    shape = config.unroll_shape(spec, net)
+    shape = UnrollShape(spec, config.unroll_length, config.record_width, net.state_shape)
     unroll = shape.record().nbytes
     parameters = parameters_record(sum(p.numel() for p in net.parameters())).nbytes
     steps = shape.length * shape.envs

@@ -18,16 +18,20 @@ import numpy.typing as npt
 import torch
 
 from drl_mpi import envs, nets
-from drl_mpi.acting import LocalActing
+from drl_mpi.acting.choosing import choose_by_softmax
+from drl_mpi.acting.local import LocalActing
 from drl_mpi.comm.parameters import ParameterSubscriber
 from drl_mpi.comm.poller import Poller
 from drl_mpi.comm.record import Slot
-from drl_mpi.experience import Batch, UniformReplay, UnrollShape
+from drl_mpi.experience import Batch, UnrollReplay, UnrollShape
 from drl_mpi.experience.rng import make_rng
 from drl_mpi.roles.info import WIDTH
 from drl_mpi.run.launch import parse
 from drl_mpi.systems.impala import PRESETS, Impala
+from drl_mpi.systems.network import make_net
+from drl_mpi.systems.vtrace_loss import VTraceLoss
 from drl_mpi.updating.local import LocalUpdating
+from drl_mpi.updating.protocol import Length, Wish
 
 Unit = Callable[[], int]
 """Does the stage's smallest whole piece of work and returns its number of steps."""
@@ -71,10 +75,10 @@ def inference(config: Impala, process: int) -> Unit:
     for _ in range(config.unroll_length):
         play.step()
     play.env.close()
-    net = config.make_net(play.spec)
+    net = make_net(config, play.spec)
     # The parameters never change here, so nobody has to publish any.
     nobody = cast(ParameterSubscriber, None)
-    acting = LocalActing(net, nobody, Poller(), make_rng(config.seed, process))
+    acting = LocalActing(net, nobody, Poller(), choose_by_softmax, make_rng(config.seed, process))
     observations = play.spec.as_observation(play.stack)
     first = np.zeros(n, dtype=bool)
     parts = net.state_shape
@@ -91,25 +95,27 @@ def training(config: Impala, process: int) -> Unit:
     """A learner's update from a record of unrolls: assembly, loss, gradient, optimiser."""
     nets.keep_freed_memory()  # as every rank does
     spec = envs.probe(config.env, config.env_options)
-    net = config.make_net(spec)
-    shape = config.unroll_shape(spec, net)
+    net = make_net(config, spec)
+    shape = UnrollShape(spec, config.unroll_length, config.record_width, net.state_shape)
     fields = played_record(config, process, shape).fields
     flat = nets.FlatParameters(net)
     # A rate of 0 keeps the network as it is: every window then does the same work.
-    updating = LocalUpdating(flat, config.make_optimizer(), lambda _: 0.0, config.max_gradient_norm)
+    updating = LocalUpdating(
+        flat, config.make_optimizer(), lambda _: 0.0, config.max_gradient_norm, Length(1)
+    )
     wide = UnrollShape(spec, config.unroll_length, config.batch_size, net.state_shape)
     batch = Batch(wide)
     replay = None
     if config.replay_fraction:
-        replay = UniformReplay(wide, config.replay_capacity, make_rng(config.seed, process))
-    loss_of = config.make_loss(net)
+        replay = UnrollReplay(wide, config.replay_capacity, make_rng(config.seed, process))
+    loss_of = VTraceLoss(net, config)
     info = np.zeros(WIDTH, dtype=np.float32)
 
     def unit() -> int:
         batch.begin()
         for column in range(0, config.fresh, shape.envs):
             batch.write(column, fields)
-            batch.note(column, fields)
+            batch.note(fields)
             if replay is not None:
                 replay.add(fields)
         if replay is not None:
@@ -117,7 +123,9 @@ def training(config: Impala, process: int) -> Unit:
         flat.zero_grad()
         loss, _ = loss_of(batch)
         loss.backward()  # type: ignore[no-untyped-call]
-        updating.apply(flat.gradient, info)
+        updating.apply(
+            flat.gradient, info, loss=float(loss.detach()), steps=batch.steps, wish=Wish()
+        )
         return config.unroll_length * config.fresh
 
     return unit

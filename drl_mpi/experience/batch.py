@@ -11,12 +11,13 @@ import numpy.typing as npt
 import torch
 
 from drl_mpi.envs import build_stacks
+from drl_mpi.experience.statistics import Statistics
 from drl_mpi.experience.unroll import UnrollShape
 
 Fields = Mapping[str, npt.NDArray[Any]]
 
 
-class Batch:
+class Batch(Statistics):
     """Preallocated tensors of one update; time-major.
 
     Args:
@@ -32,12 +33,10 @@ class Batch:
         valid: bool ``[T, B]``, false for transitions into a reset: nothing was decided there, and
             what follows is another game.
         state: float32 ``[parts, B, hidden]`` before row 0, or ``None`` without a core.
-        versions: int64 ``[B]``, the policy version that acted; -1 for replayed unrolls.
-        waited_s, worked_s: seconds that the actors behind this batch waited and worked for it.
-        episode_returns: unclipped returns of the games that ended within it.
     """
 
     def __init__(self, shape: UnrollShape, device: torch.device | None = None) -> None:
+        super().__init__()
         self._device = device or torch.device("cpu")
         t, b = shape.length, shape.envs
         self.shape = shape
@@ -57,10 +56,6 @@ class Batch:
             if shape.state_shape
             else None
         )
-        self.versions = np.full(b, -1, dtype=np.int64)
-        self.waited_s = 0.0
-        self.worked_s = 0.0
-        self.episode_returns: list[float] = []
 
     def ready(self) -> Batch:
         """This batch, with its tensors on the device; itself where that is the CPU."""
@@ -68,15 +63,9 @@ class Batch:
             return self
         there = copy.copy(self)
         for name, value in vars(self).items():
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, torch.Tensor) and name != "_stacks":  # observations' own memory
                 setattr(there, name, value.to(self._device))
         return there
-
-    def begin(self) -> None:
-        """Forgets the statistics of the previous update."""
-        self.versions.fill(-1)
-        self.waited_s = self.worked_s = 0.0
-        self.episode_returns = []
 
     def write(self, column: int, fields: Fields) -> None:
         """Copies an unroll's transitions into the columns from ``column`` on.
@@ -99,12 +88,3 @@ class Batch:
         np.logical_not(fields["resets"][-t:], out=self.valid.numpy()[:, columns])
         if self.state is not None:
             self.state.numpy()[:, columns] = fields["state"]
-
-    def note(self, column: int, fields: Fields) -> None:
-        """Takes down the statistics that travel with a fresh unroll of n environments."""
-        n = fields["actions"].shape[1]
-        self.versions[column : column + n] = fields["version"]
-        self.waited_s += float(fields["waited_s"])
-        self.worked_s += float(fields["worked_s"])
-        ended = fields["episode_lengths"] > 0
-        self.episode_returns += fields["episode_returns"][ended].tolist()

@@ -1,6 +1,4 @@
-"""The loops of the roles: what an actor and a learner do, whatever the system."""
+"""The loops of the roles: what an actor, a learner and a server do, whatever the system.
 
-from drl_mpi.roles.actor import Actor, Pace
-from drl_mpi.roles.learner import Learner
-
-__all__ = ["Actor", "Learner", "Pace"]
+Import its modules directly: a server must not load what learners need.
+"""

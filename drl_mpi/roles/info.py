@@ -7,23 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from drl_mpi.experience.batch import Batch
+from drl_mpi.experience.statistics import Statistics
 
 MAX_RETURNS = 100
 """Returns that one row can report, the newest; that is what the mean over 100 games can use."""
 
-_LEAD = 10
+_LEAD = 8
 WIDTH = _LEAD + MAX_RETURNS
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One update, over all learners."""
+    """What came with one update, over all learners."""
 
-    save: bool
-    """Somebody wants a checkpoint."""
-    stop: bool
-    """Somebody wants to stop early."""
     lag_sum: float
     """Policy lag in versions, summed over the fresh unrolls."""
     lag_count: int
@@ -48,25 +44,20 @@ class InfoWriter:
 
     def write(
         self,
-        batch: Batch,
+        batch: Statistics,
         version: int,
         *,
         waited_s: float,
         worked_s: float,
-        save: bool,
-        stop: bool,
     ) -> npt.NDArray[np.float32]:
         """The row for an update of ``version`` with ``batch``: float32 ``[WIDTH]``."""
         now = batch.episode_returns[-MAX_RETURNS:]
-        fresh = batch.versions[batch.versions >= 0]
-        lags = version - fresh
+        lags = version - batch.versions
         row = self._row
         row[:_LEAD] = (
-            save,
-            stop,
-            lags.sum() if fresh.size else 0.0,
-            fresh.size,
-            lags.max() if fresh.size else 0.0,
+            lags.sum() if lags.size else 0.0,
+            lags.size,
+            lags.max() if lags.size else 0.0,
             batch.waited_s,
             batch.worked_s,
             waited_s,
@@ -82,20 +73,18 @@ class InfoWriter:
 def summarise(infos: npt.NDArray[np.float32]) -> Summary:
     """Reads all learners' rows: float32 ``[learners, WIDTH]``."""
     lead = infos[:, :_LEAD].astype(np.float64)
-    save, stop, lag_sum, lag_count, _, waited, worked, own_waited, own_worked, episodes = lead.sum(
-        axis=0
-    )
+    lag_sum, lag_count, _, waited, worked, own_waited, own_worked, episodes = lead.sum(axis=0)
     returns = infos[:, _LEAD:]
     return Summary(
-        save=bool(save),
-        stop=bool(stop),
         lag_sum=lag_sum,
         lag_count=int(lag_count),
-        lag_max=float(lead[:, 4].max()) if lag_count else float("nan"),
+        lag_max=float(lead[:, 2].max()) if lag_count else float("nan"),
         actor_waited_s=waited,
         actor_worked_s=worked,
         learner_waited_s=own_waited,
         learner_worked_s=own_worked,
         episodes=int(episodes),
-        returns=returns[~np.isnan(returns)],
+        # A game whose rewards are not finite has no return to show; whether to train on it is not
+        # decided here.
+        returns=returns[np.isfinite(returns)],
     )

@@ -5,20 +5,44 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
 from drl_mpi.comm.parameters import ParameterPublisher
 from drl_mpi.comm.poller import Poller
-from drl_mpi.experience.batch import Batch
-from drl_mpi.experience.queue import Source
+from drl_mpi.experience.source import Source
+from drl_mpi.experience.statistics import Statistics
 from drl_mpi.nets import FlatParameters
 from drl_mpi.roles.info import InfoWriter, Summary, summarise
-from drl_mpi.updating.local import Updating
+from drl_mpi.updating.protocol import Updating, Wish
 
-Loss = Callable[[Batch], tuple[torch.Tensor, dict[str, torch.Tensor]]]
-"""Batch -> the scalar to differentiate, summed over time and batch, and detached scalars to log."""
+B = TypeVar("B", bound=Statistics)
+B_contra = TypeVar("B_contra", bound=Statistics, contravariant=True)
+
+
+Mark = tuple[int, int]
+"""Steps and version of a checkpoint: which one it is."""
+
+
+class Loss(Protocol[B_contra]):
+    """What is minimised."""
+
+    def prepare(self, version: int) -> None:
+        """Called before each gradient, when the parameters are those of ``version``."""
+        ...
+
+    def __call__(self, batch: B_contra) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The scalar to differentiate, and detached scalars to log."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs to go on; empty for a pure function."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from ``state``."""
+        ...
 
 
 class Journal(Protocol):
@@ -28,12 +52,19 @@ class Journal(Protocol):
         """(save now, stop early)."""
         ...
 
-    def update(self, version: int, summary: Summary, scalars: Mapping[str, float]) -> None:
-        """Takes note of an update."""
+    def update(
+        self,
+        version: int,
+        steps: int,
+        summary: Summary,
+        scalars: Mapping[str, float],
+        gauges: Callable[[], Mapping[str, float]],
+    ) -> None:
+        """Takes note of an update. ``gauges`` gives numbers since it was last called."""
         ...
 
-    def save(self, version: int, state: dict[str, Any], sources: Sequence[Any]) -> None:
-        """Writes a checkpoint of the updating's state and of every learner's source."""
+    def save(self, state: dict[str, Any], learners: Sequence[Any]) -> None:
+        """Writes a checkpoint of the updating's state and of what every learner handed in."""
         ...
 
     def note(self, message: str) -> None:
@@ -41,24 +72,30 @@ class Journal(Protocol):
         ...
 
 
+class Meeting(Protocol):
+    """The learners among themselves; see `comm.world.Group`."""
+
+    def gather(self, value: Any) -> list[Any] | None: ...
+    def share(self, value: Any) -> Any: ...
+    def meet(self, poller: Poller, what: str, meanwhile: Callable[[], object] = ...) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
-class Horizon:
-    """When updates stop, save and publish, in versions. All learners compute the same.
+class Rhythm:
+    """When a run in lock-step saves and publishes, in updates of a learner; 0 for one that is free.
 
     Args:
-        end: version with which the run is complete.
-        save_every: versions between checkpoints that do not depend on time; 0 for none.
-        publish_every: versions between those that every actor gets (lock-step), or 0 to send each
-            actor the newest one whenever an unroll of its own was consumed.
+        save_every: updates between checkpoints, which then do not depend on time.
+        publish_every: updates between versions that every actor gets; else each actor gets the
+            newest one whenever an unroll of its own was consumed.
     """
 
-    end: int
     save_every: int = 0
     publish_every: int = 0
 
 
-class Learner:
-    """Learns until the horizon or until stopped.
+class Learner(Generic[B]):
+    """Learns until the run is complete or stopped.
 
     Args:
         flat: the network's parameters and gradients.
@@ -67,22 +104,28 @@ class Learner:
         updating: applies gradients.
         publisher: sends versions to this learner's actors.
         poller: the one that ``source`` and ``updating`` wait with.
-        horizon: when to end.
+        rhythm: of a run in lock-step.
         journal: on the first learner only.
-        gather: learners' states -> all of them at the first learner, ``None`` elsewhere.
+        group: the learners.
+        keep: (mark, state) -> name and checksum: writes this learner's part of a checkpoint.
+        gauges: (version, steps) -> numbers of the system to log.
+        saved: mark of the checkpoint that this run goes on from, if it is its own.
     """
 
     def __init__(
         self,
         flat: FlatParameters,
-        source: Source,
-        loss: Loss,
+        source: Source[B],
+        loss: Loss[B],
         updating: Updating,
         publisher: ParameterPublisher,
         poller: Poller,
-        horizon: Horizon,
+        rhythm: Rhythm,
         journal: Journal | None,
-        gather: Callable[[Any], list[Any] | None],
+        group: Meeting,
+        keep: Callable[[Mark, Mapping[str, Any]], str],
+        gauges: Callable[[int, int], Mapping[str, float]] = lambda _version, _steps: {},
+        saved: Mark | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._flat = flat
@@ -91,72 +134,122 @@ class Learner:
         self._updating = updating
         self._publisher = publisher
         self._poller = poller
-        self._horizon = horizon
+        self._rhythm = rhythm
         self._journal = journal
-        self._gather = gather
-        poller.background = publisher.progress
+        self._group = group
+        self._keep = keep
+        self._gauges = gauges
         self._clock = clock
+        self._saved = saved
+        poller.background = publisher.progress
 
     def run(self) -> bool:
         """Learns. Returns whether the run is complete (else it was stopped early)."""
-        updating, horizon = self._updating, self._horizon
-        info = InfoWriter()
-        if updating.version < horizon.end:
+        updating, rhythm = self._updating, self._rhythm
+        if not updating.over:
+            updating.pull()
             self._publisher.owe_all()
-            self._publisher.publish(self._flat.vector.cpu().numpy(), updating.version)
+            self._publish()
+        info = InfoWriter()
         began, idle = self._clock(), self._poller.idle_s
         asked = stopping = False
-        while updating.version < horizon.end and not stopping:
+        while not updating.over and not stopping:
             batch = self._source.next()
-            self._flat.zero_grad()
-            loss, scalars = self._loss(batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            save, stop = self._journal.wishes() if self._journal else (False, False)
+            updating.pull()
+            loss, scalars = self._differentiate(batch) if batch.trainable else (None, {})
+            wish = Wish(*self._journal.wishes()) if self._journal else Wish()
             now, waited = self._clock(), self._poller.idle_s - idle
             row = info.write(
-                batch,
-                updating.version,
-                waited_s=waited,
-                worked_s=now - began - waited,
-                save=save,
-                stop=stop,
+                batch, updating.version, waited_s=waited, worked_s=now - began - waited
             )
             began, idle = now, self._poller.idle_s
-            version = updating.apply(self._flat.gradient, row)
-            self._publish(version)
-            summary = summarise(updating.infos)
-            if self._journal:
-                numbers = {name: float(value) for name, value in scalars.items()}
-                numbers["gradient_norm"] = updating.gradient_norm
-                self._journal.update(version, summary, numbers)
-            if summary.stop and not asked and horizon.save_every and self._journal:
+            if loss is None:
+                updating.skip(row, steps=batch.steps, wish=wish)
+            else:
+                value = float(loss.detach())
+                updating.apply(self._flat.gradient, row, loss=value, steps=batch.steps, wish=wish)
+                if not rhythm.publish_every or updating.rounds % rhythm.publish_every == 0:
+                    self._publish()
+            self._report(scalars)
+            if updating.agreed.stop and not asked and rhythm.save_every and self._journal:
                 self._journal.note("lock-step: stopping at the next checkpoint")
-            asked = asked or summary.stop
-            if horizon.save_every:  # a run in lock-step goes on from boundaries only
-                saving = version % horizon.save_every == 0
+            asked = asked or updating.agreed.stop
+            if rhythm.save_every:  # a run in lock-step goes on from boundaries only
+                saving = loss is not None and updating.rounds % rhythm.save_every == 0
                 stopping = asked and saving
             else:
-                saving, stopping = summary.save, asked
-            if saving or stopping or version >= horizon.end:
-                self._save(version)
+                saving, stopping = updating.agreed.save, asked
+            if saving or stopping or updating.over:
+                self._save()
+                if not (stopping or updating.over):
+                    updating.pull()
         self._end()
-        return updating.version >= horizon.end
+        return updating.over
 
-    def _publish(self, version: int) -> None:
-        every = self._horizon.publish_every
-        if every:
-            if version % every:
-                return
+    def _differentiate(self, batch: B) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        self._loss.prepare(self._updating.version)
+        self._flat.zero_grad()
+        loss, scalars = self._loss(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss, scalars
+
+    def _publish(self) -> None:
+        if not self._publisher.subscribed:
+            return
+        if self._rhythm.publish_every:
             self._publisher.owe_all()
-        self._publisher.publish(self._flat.vector.cpu().numpy(), version)
+        self._publisher.publish(
+            self._flat.vector.detach().cpu().numpy(), self._updating.version, self._updating.steps
+        )
 
-    def _save(self, version: int) -> None:
-        states = self._gather(self._source.state())
-        if self._journal and states is not None:
-            self._journal.save(version, self._updating.state(), states)
+    def _report(self, scalars: Mapping[str, torch.Tensor]) -> None:
+        if self._journal is None:
+            return
+        updating = self._updating
+        numbers = {name: float(value) for name, value in scalars.items()}
+        if numbers:
+            numbers["gradient_norm"] = updating.gradient_norm
+        self._journal.update(
+            updating.version,
+            updating.steps,
+            summarise(updating.infos),
+            numbers,
+            lambda: {
+                **self._source.gauges(),
+                **updating.gauges(),
+                **self._gauges(updating.version, updating.steps),
+            },
+        )
+
+    def _save(self) -> None:
+        """Collective over the learners: nobody pushes while the servers are read."""
+        updating, group = self._updating, self._group
+        updating.pull()
+        # Others may need unrolls before they come, of actors that wait for room in our stream.
+        together = "the other learners to come together for a checkpoint"
+        group.meet(self._poller, together, self._source.idle)
+        updating.settle()
+        if len(updating.infos):
+            self._report({})
+        state = updating.state() if self._journal else None
+        counters = {} if state is None else state["counters"]
+        mark: Mark = group.share((int(counters.get("steps", 0)), int(counters.get("version", 0))))
+        if mark == self._saved:
+            return  # nothing was learnt since
+        kept = {**self._source.keepsakes(), "loss": self._loss.state()}
+        kept |= updating.keepsakes()
+        kept = {name: state for name, state in kept.items() if state}
+        where = self._keep(mark, kept) if kept else ""
+        group.meet(self._poller, "the other learners to write their part of a checkpoint")
+        learners = group.gather({**self._source.state(), "kept": where})
+        if self._journal and state is not None and learners is not None:
+            self._journal.save(state, learners)
+        self._saved = mark
+        updating.forget()
 
     def _end(self) -> None:
         """Tells the actors, and takes what they still send until the last has ended."""
+        self._updating.close()
 
         def ready() -> bool | None:
             told, drained = self._publisher.stop(), self._source.drain()

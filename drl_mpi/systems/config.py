@@ -63,8 +63,11 @@ class RunConfig:
     from, as long as the folder has none of its own."""
     checkpoint_minutes: float = 5.0
     """Minutes between checkpoints."""
+    log_seconds: float = 10.0
+    """Seconds between rows of progress.csv."""
     learners: int | None = None
-    """Ranks that learn; by default one per GPU, or 1."""
+    """Ranks that learn; by default one per GPU, or 1 (all but the servers if learners act for
+    themselves)."""
     actors: int | None = None
     """Ranks that act; by default the rest (without mpirun: one per core)."""
     envs_per_actor: int = 32
@@ -87,11 +90,13 @@ class RunConfig:
     """Unrolls per actor that may wait at its learner, and again at the actor. More hide the
     learner's pauses where actors have cores of their own; each adds policy lag."""
     silence_timeout: float = 600.0
-    """Seconds after which a rank that nothing is heard of ends the run; more than a checkpoint of
-    the replay takes to write."""
+    """The run ends when a rank has been silent for so many seconds; choose more than saving the
+    replay takes."""
 
     name: ClassVar[str] = "run"
     """Name of the system."""
+    columns: ClassVar[tuple[str, ...]] = ()
+    """Of progress.csv, beyond those of every system."""
     MAY_CHANGE: ClassVar[frozenset[str]] = frozenset(
         {
             "total_frames",
@@ -99,6 +104,7 @@ class RunConfig:
             "run_dir",
             "resume",
             "checkpoint_minutes",
+            "log_seconds",
             "learners",
             "actors",
             "envs_per_actor",
@@ -121,6 +127,7 @@ class RunConfig:
             ("total_frames", 1, 10**15),
             ("max_minutes", 0.0, 10**9),
             ("checkpoint_minutes", 0.01, 10**9),
+            ("log_seconds", 0.1, 10**9),
             ("envs_per_actor", 1, 32_768),
             ("checkpoint_unrolls", 1, 10**9),
             ("stream_depth", 1, 1_000),
@@ -149,6 +156,8 @@ class RunConfig:
         if self.lockstep:  # the same bits need the same ranks, shapes, arithmetic and schedule
             free = free - {
                 "learners",
+                "servers",
+                "replay_capacity",
                 "actors",
                 "envs_per_actor",
                 "precision",

@@ -7,23 +7,27 @@ learners | loss: V-trace
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import inf
-from typing import Annotated, ClassVar, Literal
+from math import gcd, inf
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import torch
 import tyro
 
+from drl_mpi.envs import EnvSpec
 from drl_mpi.errors import UsageError
-from drl_mpi.experience.batch import Batch
-from drl_mpi.losses import action_log_probs, entropy_loss, policy_gradient_loss, value_loss, vtrace
-from drl_mpi.nets import Network, PolicyValue
-from drl_mpi.roles.learner import Loss
-from drl_mpi.systems.actor_learner import ActorLearner
-from drl_mpi.updating.optimizers import Adam, Optimizer, RMSProp
+from drl_mpi.run.layout import Layout
+from drl_mpi.systems.system import System
+
+if TYPE_CHECKING:
+    from drl_mpi.acting.choosing import Choose
+    from drl_mpi.experience.source import Source
+    from drl_mpi.roles.learner import Loss
+    from drl_mpi.systems.builder import Builder
+    from drl_mpi.updating.optimizers import Adam, RMSProp
+    from drl_mpi.updating.protocol import Updating
 
 
 @dataclass(frozen=True, kw_only=True)
-class Impala(ActorLearner):
+class Impala(System):
     """IMPALA: actors send unrolls to learners, which correct for policy lag with V-trace.
 
     The defaults are for a small machine and are ours: measured on Pong, see docs/benchmarks.md.
@@ -73,11 +77,70 @@ class Impala(ActorLearner):
     """Unrolls of single environments that the replay of each learner holds (paper: 10,000)."""
 
     name: ClassVar[str] = "impala"
+    columns: ClassVar[tuple[str, ...]] = ("policy_loss", "value_loss", "entropy")
+
+    # -- the four choices -----------------------------------------------------------------------
+
+    def choose(self, builder: Builder) -> Choose:  # noqa: ARG002 (all actors alike)
+        """Samples from the policy."""
+        from drl_mpi.acting.choosing import choose_by_softmax
+
+        return choose_by_softmax
+
+    def make_source(self, builder: Builder) -> Source[Any]:
+        """A queue, optionally topped up from a replay of unrolls."""
+        return builder.queue(self.batch_size, self.batch_size - self.fresh, self.replay_capacity)
+
+    def make_updating(self, builder: Builder) -> Updating:
+        """Local, or all-reduce among learners."""
+        return builder.update_locally(self.make_optimizer())
+
+    def make_loss(self, builder: Builder) -> Loss[Any]:
+        """V-trace."""
+        from drl_mpi.systems.vtrace_loss import VTraceLoss
+
+        return VTraceLoss(builder.net, self)
+
+    # -- what follows from them -----------------------------------------------------------------
+
+    @property
+    def fresh(self) -> int:
+        """Columns of a batch that come straight from actors."""
+        return self.batch_size - round(self.batch_size * self.replay_fraction)
+
+    @property
+    def record_width(self) -> int:
+        """Environments per record: as many as both actors and batches can be cut into."""
+        return gcd(self.envs_per_actor, self.fresh)
+
+    def record_envs(self, layout: Layout) -> int:  # noqa: ARG002
+        """See ``System.record_envs``."""
+        return self.record_width
+
+    def updates_per_round(self, layout: Layout) -> int:
+        """See ``System.updates_per_round``."""
+        actors = layout.actors_of(layout.learners[0])
+        return max(1, len(actors) * self.envs_per_actor // self.fresh)
+
+    def warm_up_unrolls(self, layout: Layout) -> int:  # noqa: ARG002
+        """See ``System.warm_up_unrolls``."""
+        return 0
+
+    def replay_size(self) -> int:
+        """See ``System.replay_size``."""
+        return self.replay_capacity if self.replay_fraction else 0
+
+    def memory_bytes(self, spec: EnvSpec, layout: Layout, learner: int) -> int:  # noqa: ARG002
+        """See ``System.memory_bytes``."""
+        rows = spec.stack + self.unroll_length
+        return self.replay_size() * rows * spec.frame_bytes
 
     def check(self) -> None:
         """See ``RunConfig.check``."""
         super().check()
         for field, low, high in (
+            ("batch_size", 1, 1_000_000),
+            ("replay_capacity", 1, 10**9),
             ("baseline_cost", 0.0, 1e6),
             ("entropy_cost", 0.0, 1e6),
             ("clip_rho", 0.0, inf),
@@ -85,21 +148,54 @@ class Impala(ActorLearner):
             ("lambda_", 0.0, 1.0),
         ):
             self._within(field, low, high)
+        try:
+            self.make_optimizer()
+        except ValueError as error:
+            raise UsageError(f"the optimiser's settings cannot work: {error}") from error
+        if not 0.0 <= self.replay_fraction < 1.0:
+            raise UsageError(
+                f"--replay-fraction is {self.replay_fraction}; allowed: 0 to below 1, since some "
+                "of each batch must be fresh"
+            )
+        replayed = self.batch_size * self.replay_fraction
+        if abs(replayed - round(replayed)) > 1e-9:
+            raise UsageError(
+                f"--replay-fraction {self.replay_fraction} of --batch-size {self.batch_size} is "
+                f"{replayed:g} unrolls; it must be a whole number: change either"
+            )
         if not 0.0 <= self.clip_c <= self.clip_rho:
             raise UsageError(
                 f"--clip-c is {self.clip_c}; allowed: 0 to --clip-rho ({self.clip_rho}), since a "
                 "trace must not outweigh the difference that it carries (paper, section 4.1)"
             )
 
-    def make_loss(self, net: Network) -> Loss:
-        """V-trace."""
-        return VTraceLoss(net, self)
-
-    def make_optimizer(self) -> Optimizer:
+    def make_optimizer(self) -> Adam | RMSProp:
         """RMSProp as in the paper, or Adam."""
+        from drl_mpi.updating.optimizers import Adam, RMSProp
+
         if self.optimizer == "rmsprop":
             return RMSProp(decay=self.decay, eps=self.epsilon)
         return Adam(eps=self.epsilon)
+
+    def optimizer_slots(self) -> set[str]:
+        """See ``System.optimizer_slots``."""
+        return set(self.make_optimizer().initial)
+
+    def check_layout(self, layout: Layout) -> None:
+        """Refuses layouts that cannot fill batches, or not in a fixed order."""
+        if not layout.actors:
+            raise UsageError(
+                "--actors 0: IMPALA's learners do not act; give at least 1 actor per learner"
+            )
+        super().check_layout(layout)
+        for learner in layout.learners:
+            round_envs = len(layout.actors_of(learner)) * self.envs_per_actor
+            if self.lockstep and round_envs % self.fresh:
+                raise UsageError(
+                    f"--lockstep: the {round_envs} environments of a learner's actors do not make "
+                    f"whole batches of {self.fresh} fresh unrolls; choose --batch-size or "
+                    "--envs-per-actor so that they do"
+                )
 
 
 PAPER = replace(
@@ -119,51 +215,3 @@ PAPER = replace(
 """Espeholt et al. 2018, appendix: the Atari experiments with the shallow network."""
 
 PRESETS = {"small": Impala(), "paper": PAPER}
-
-
-class VTraceLoss:
-    """The three terms of IMPALA's loss, summed over time and batch.
-
-    Args:
-        net: the network to train, with a policy and a value head.
-        config: weights and bars.
-    """
-
-    def __init__(self, net: Network, config: Impala) -> None:
-        self._net = net
-        self._config = config
-
-    def __call__(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The loss, and its terms per step to log."""
-        config, t_max = self._config, batch.shape.length
-        output, state = self._net(batch.observations[:t_max], batch.firsts[:t_max], batch.state)
-        assert isinstance(output, PolicyValue)
-        with torch.no_grad():  # the last row only bootstraps
-            last, _ = self._net(batch.observations[t_max:], batch.firsts[t_max:], state)
-            log_pi = action_log_probs(output.logits, batch.actions)
-            # A weight of zero leaves the transition into a reset without delta, trace or gradient.
-            log_rhos = (log_pi - batch.log_probs).masked_fill(~batch.valid, -inf)
-        targets = vtrace(
-            log_rhos,
-            batch.discounts,
-            batch.rewards,
-            output.value.detach(),
-            last.value[0],
-            clip_rho=config.clip_rho,
-            clip_pg_rho=config.clip_pg_rho,
-            clip_c=config.clip_c,
-            lambda_=config.lambda_,
-        )
-        advantages = targets.pg_advantages
-        if config.normalize_advantages:
-            advantages = advantages / advantages.square().mean().sqrt().clamp_min(1e-3)
-        policy = policy_gradient_loss(output.logits, batch.actions, advantages)
-        value = value_loss(output.value, targets.vs)
-        entropy = entropy_loss(output.logits, mask=batch.valid)
-        loss = policy + config.baseline_cost * value + config.entropy_cost * entropy
-        steps = batch.valid.sum().clamp_min(1)
-        return loss, {
-            "policy_loss": policy.detach() / steps,
-            "value_loss": value.detach() / steps,
-            "entropy": -entropy.detach() / steps,
-        }

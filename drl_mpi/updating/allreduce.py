@@ -16,8 +16,11 @@ import torch
 
 from drl_mpi.comm.poller import Poller
 from drl_mpi.comm.world import Group
-from drl_mpi.updating.local import Info, LocalUpdating
+from drl_mpi.updating.local import LocalUpdating
+from drl_mpi.updating.protocol import Info, Wish
 
+_OWN = 5
+"""Numbers of our own in a learner's row: wishes (2), steps, and two halves of a checksum."""
 CHECK_EVERY = 100
 """Updates between comparisons of the learners' parameters: 2 ms each for a million of them."""
 
@@ -41,9 +44,10 @@ class AllReduceUpdating:
         self._group = group
         self._poller = poller
         self._size = local.flat.vector.numel()
-        self._bucket = np.zeros(self._size + group.size * (info_width + 2), dtype=np.float32)
-        self._rows = self._bucket[self._size :].reshape(group.size, info_width + 2)
-        self.infos = self._rows[:, :-2]
+        self._bucket = np.zeros(self._size + group.size * (info_width + _OWN), dtype=np.float32)
+        self._rows = self._bucket[self._size :].reshape(group.size, info_width + _OWN)
+        self.infos = self._rows[:, :-_OWN]
+        self.agreed = Wish()
 
     @property
     def version(self) -> int:
@@ -51,11 +55,31 @@ class AllReduceUpdating:
         return self._local.version
 
     @property
+    def rounds(self) -> int:
+        """See ``Updating.rounds``."""
+        return self._local.rounds
+
+    @property
+    def steps(self) -> int:
+        """See ``Updating.steps``."""
+        return self._local.steps
+
+    @property
+    def over(self) -> bool:
+        """See ``Updating.over``."""
+        return self._local.over
+
+    @property
     def gradient_norm(self) -> float:
         """See ``Updating.gradient_norm``."""
         return self._local.gradient_norm
 
-    def apply(self, gradient: torch.Tensor, info: Info) -> int:
+    def pull(self) -> None:
+        """See ``Updating.pull``."""
+
+    def apply(
+        self, gradient: torch.Tensor, info: Info, *, loss: float, steps: int, wish: Wish
+    ) -> int:
         """See ``Updating.apply``. Collective over the learners.
 
         Raises:
@@ -64,12 +88,14 @@ class AllReduceUpdating:
         summed = torch.from_numpy(self._bucket[: self._size])
         summed.copy_(gradient)
         self._rows[:] = 0.0
-        self._rows[self._group.rank, :-2] = info
+        own = self._rows[self._group.rank]
+        own[:-_OWN] = info
+        own[-_OWN:-2] = wish.save, wish.stop, steps  # few enough for a float32 to hold exactly
         checked = self.version % CHECK_EVERY == 0
         if checked:
             # Halves of the checksum, since a float32 holds 24 bits exactly.
             checksum = crc32(self._local.flat.vector.cpu().numpy().view(np.uint8).data)
-            self._rows[self._group.rank, -2:] = divmod(checksum, 1 << 16)
+            own[-2:] = divmod(checksum, 1 << 16)
         self._group.sum(self._bucket, self._poller, "the other learners' gradients")
         if checked and np.any(self._rows[:, -2:] != self._rows[0, -2:]):
             differing = np.flatnonzero(np.any(self._rows[:, -2:] != self._rows[0, -2:], axis=1))
@@ -79,7 +105,29 @@ class AllReduceUpdating:
                 "libraries); resume from a checkpoint on equal nodes"
             )
         gradient.copy_(summed)
-        return self._local.apply(gradient, info)
+        save, stop, all_steps = self._rows[:, -_OWN:-2].astype(np.float64).sum(axis=0)
+        self.agreed = Wish(bool(save), bool(stop))
+        self.infos = self._rows[:, :-_OWN]
+        return self._local.apply(gradient, info, loss=loss, steps=int(all_steps), wish=self.agreed)
+
+    def skip(self, info: Info, *, steps: int, wish: Wish) -> int:
+        """Learners that take the same number of collectives cannot leave one out."""
+        raise NotImplementedError("synchronous learners all learn from the first batch on")
+
+    def gauges(self) -> dict[str, float]:
+        """See ``Updating.gauges``."""
+        return self._local.gauges()
+
+    def settle(self) -> None:
+        """See ``Updating.settle``: every update brings all of them."""
+        self.infos = self.infos[:0]
+
+    def forget(self) -> None:
+        """See ``Updating.forget``."""
+
+    def keepsakes(self) -> dict[str, Any]:
+        """Nothing: all learners hold the same."""
+        return {}
 
     def state(self) -> dict[str, Any]:
         """See ``Updating.state``."""
@@ -88,3 +136,6 @@ class AllReduceUpdating:
     def restore(self, state: Mapping[str, Any]) -> None:
         """See ``Updating.restore``."""
         self._local.restore(state)
+
+    def close(self) -> None:
+        """See ``Updating.close``."""

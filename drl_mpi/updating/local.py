@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,53 +11,7 @@ import torch
 
 from drl_mpi.nets.flat import FlatParameters
 from drl_mpi.updating.optimizers import Optimizer, clip_by_global_norm
-
-Info = npt.NDArray[np.float32]
-
-
-class DivergenceError(RuntimeError):
-    """A gradient holds NaN or infinity: nothing that follows from it can be trusted."""
-
-
-class Updating(Protocol):
-    """How a gradient becomes the next version of the parameters."""
-
-    infos: npt.NDArray[np.float32]
-    """float32 ``[learners, width]``: what each learner handed in with the last update."""
-
-    @property
-    def version(self) -> int:
-        """Updates applied so far."""
-        ...
-
-    @property
-    def gradient_norm(self) -> float:
-        """Global norm of the last gradient, before clipping."""
-        ...
-
-    def apply(self, gradient: torch.Tensor, info: Info) -> int:
-        """Applies a gradient.
-
-        Args:
-            gradient: float32 ``[size]``, summed over this learner's batch; may be overwritten.
-            info: float32 ``[width]`` of numbers that all learners should see; they travel with
-                the gradient, so that agreeing on anything costs no message of its own.
-
-        Returns:
-            The new version.
-
-        Raises:
-            DivergenceError: for a gradient that is not finite.
-        """
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """Parameters and optimiser slots by name, and the version."""
-        ...
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from ``state``."""
-        ...
+from drl_mpi.updating.protocol import DivergenceError, Info, Length, Wish
 
 
 class LocalUpdating:
@@ -66,8 +20,9 @@ class LocalUpdating:
     Args:
         flat: the network's parameters.
         optimizer: works on the flat vector, in place.
-        learning_rate: version -> learning rate of the update that makes the next one.
+        learning_rate: steps consumed before an update -> its learning rate.
         max_norm: global norm to which gradients are clipped.
+        length: when the run is complete.
     """
 
     def __init__(
@@ -76,14 +31,17 @@ class LocalUpdating:
         optimizer: Optimizer,
         learning_rate: Callable[[int], float],
         max_norm: float,
+        length: Length,
     ) -> None:
-        self._version = 0
-        self._gradient_norm = 0.0
-        self.infos = np.zeros((1, 0), dtype=np.float32)
         self.flat = flat
+        self.infos = np.zeros((1, 0), dtype=np.float32)
+        self.agreed = Wish()
+        self._version = self._steps = 0
+        self._gradient_norm = 0.0
         self._optimizer = optimizer
         self._learning_rate = learning_rate
         self._max_norm = max_norm
+        self._length = length
 
     @property
     def version(self) -> int:
@@ -91,45 +49,99 @@ class LocalUpdating:
         return self._version
 
     @property
+    def rounds(self) -> int:
+        """See ``Updating.rounds``."""
+        return self._version
+
+    @property
+    def steps(self) -> int:
+        """See ``Updating.steps``."""
+        return self._steps
+
+    @property
+    def over(self) -> bool:
+        """See ``Updating.over``."""
+        return self._length.reached(self._steps, self._version)
+
+    @property
     def gradient_norm(self) -> float:
         """See ``Updating.gradient_norm``."""
         return self._gradient_norm
 
-    def apply(self, gradient: torch.Tensor, info: Info) -> int:
+    def pull(self) -> None:
+        """See ``Updating.pull``."""
+
+    def apply(
+        self, gradient: torch.Tensor, info: Info, *, loss: float, steps: int, wish: Wish
+    ) -> int:
         """See ``Updating.apply``."""
-        self.infos = info[np.newaxis]
         self._gradient_norm = clip_by_global_norm(gradient, self._max_norm)
         if not np.isfinite(self.gradient_norm):
             raise DivergenceError(
-                f"the gradient of update {self.version} has norm {self.gradient_norm}; lower "
-                "--learning-rate, or look for rewards or observations that are not finite"
+                f"the gradient of update {self.version} has norm {self.gradient_norm} (loss "
+                f"{loss}); lower --learning-rate, or look for rewards or observations that are not "
+                "finite"
             )
-        rate = self._learning_rate(self.version)
-        self._optimizer.step(self.flat.vector, gradient, rate)
+        self._optimizer.step(self.flat.vector, gradient, self._learning_rate(self._steps))
         self._version += 1
-        return self.version
+        return self.skip(info, steps=steps, wish=wish)
+
+    def skip(self, info: Info, *, steps: int, wish: Wish) -> int:
+        """See ``Updating.skip``."""
+        self.infos = info[np.newaxis]
+        self.agreed = wish
+        self._steps += steps
+        return self._version
+
+    def gauges(self) -> dict[str, float]:
+        """The learning rate."""
+        return {"learning_rate": self._learning_rate(self._steps)}
+
+    def settle(self) -> None:
+        """See ``Updating.settle``: every update brings all of them."""
+        self.infos = self.infos[:0]
+
+    def forget(self) -> None:
+        """See ``Updating.forget``."""
+
+    def keepsakes(self) -> dict[str, Any]:
+        """Nothing: all learners hold the same."""
+        return {}
 
     def state(self) -> dict[str, Any]:
-        """``model/NAME``, ``optimizer/SLOT/NAME``, and the counts of updates."""
+        """``model/NAME``, ``optimizer/SLOT/NAME``, and the counters."""
         return {
-            "model": self._by_name(self.flat.vector),
+            "model": by_name(self.flat, self.flat.vector),
             "optimizer": {
-                slot: self._by_name(vector) for slot, vector in self._optimizer.slots().items()
+                slot: by_name(self.flat, vector) for slot, vector in self._optimizer.slots().items()
             },
-            "counters": {"version": self.version, "optimizer_steps": self._optimizer.steps},
+            "counters": {
+                "version": self._version,
+                "rounds": self._version,
+                "steps": self._steps,
+                "optimizer_steps": self._optimizer.steps,
+            },
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from ``state``."""
-        self.flat.vector.copy_(self._joined(state["model"]))
+        self.flat.vector.copy_(joined(self.flat, state["model"]))
         self._optimizer.restore(
-            {slot: self._joined(arrays) for slot, arrays in state["optimizer"].items()},
+            {slot: joined(self.flat, arrays) for slot, arrays in state["optimizer"].items()},
             int(state["counters"]["optimizer_steps"]),
         )
         self._version = int(state["counters"]["version"])
+        self._steps = int(state["counters"]["steps"])
 
-    def _by_name(self, vector: torch.Tensor) -> dict[str, npt.NDArray[np.float32]]:
-        return {name: view.cpu().numpy() for name, view in self.flat.split(vector).items()}
+    def close(self) -> None:
+        """See ``Updating.close``."""
 
-    def _joined(self, arrays: Mapping[str, npt.NDArray[np.float32]]) -> torch.Tensor:
-        return self.flat.join({name: torch.from_numpy(a) for name, a in arrays.items()})
+
+def by_name(flat: FlatParameters, vector: torch.Tensor) -> dict[str, npt.NDArray[np.float32]]:
+    """A flat vector as a checkpoint has it: parameter name -> array."""
+    return {name: view.cpu().numpy() for name, view in flat.split(vector).items()}
+
+
+def joined(flat: FlatParameters, arrays: Mapping[str, npt.NDArray[np.float32]]) -> torch.Tensor:
+    """The reverse of ``by_name``: float32 ``[size]``."""
+    return flat.join({name: torch.from_numpy(array) for name, array in arrays.items()})

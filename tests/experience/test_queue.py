@@ -2,12 +2,13 @@
 
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
 
-from drl_mpi.comm.poller import Poller, SilenceError
-from drl_mpi.experience import Batch, UniformReplay, UnrollQueue
+from drl_mpi.comm.poller import Poller, SilenceError, Watch
+from drl_mpi.experience import Batch, UnrollQueue, UnrollReplay
 from drl_mpi.experience.rng import make_rng
 
 
@@ -93,7 +94,8 @@ def test_a_batch_may_need_more_records_than_receives_are_posted(make_shape, make
 def test_one_stuck_actor_among_others_is_noticed(make_shape, make_fields, monkeypatch):
     two = make_shape(envs=2)
     now = [0.0]
-    monkeypatch.setattr("drl_mpi.experience.queue.time.monotonic", lambda: now[0])
+    watch = partial(Watch, clock=lambda: now[0])
+    monkeypatch.setattr("drl_mpi.experience.intake.Watch", watch)
     stream = Stream(*((5, make_fields(two, n)) for n in range(4)))
     stream.sources = (4, 5)
     source = queue(stream, Batch(two), 2)
@@ -101,7 +103,7 @@ def test_one_stuck_actor_among_others_is_noticed(make_shape, make_fields, monkey
     now[0] = 0.04
     source.next()
     now[0] = 0.06
-    with pytest.raises(SilenceError, match="rank 4 has sent no unroll"):
+    with pytest.raises(SilenceError, match="nothing came from rank 4"):
         source.next()
 
 
@@ -137,13 +139,13 @@ def test_statistics_are_of_one_batch_only(make_shape, make_fields):
 @pytest.mark.parametrize("fresh", [2, 4, 6])
 def test_replay_tops_up_what_is_not_fresh(make_shape, make_fields, fresh):
     two, wide = make_shape(envs=2), make_shape(envs=8)
-    replay = UniformReplay(wide, 100, make_rng(1))
+    replay = UnrollReplay(wide, 100, make_rng(1))
     stream = Stream(*((1, make_fields(two, n)) for n in range(3 * fresh // 2)))
     source = queue(stream, Batch(wide), 2, replay=replay, fresh=fresh)
     for update in range(3):
         batch = source.next()
         numbers = [update * fresh // 2 + i for i in range(fresh // 2)]
-        assert batch.versions.tolist() == np.repeat(numbers, 2).tolist() + [-1] * (8 - fresh)
+        assert batch.versions.tolist() == np.repeat(numbers, 2).tolist()
         assert replay.size == (update + 1) * fresh
         seen = {100.0 * n + env for n in range(numbers[-1] + 1) for env in range(2)}
         assert set(batch.rewards[0, fresh:].tolist()) <= seen
@@ -187,7 +189,7 @@ def test_an_actor_is_owed_one_version_per_unroll(make_shape, make_fields):
 def test_rngs_of_other_learners_actors_are_left_to_them(make_shape):
     source = queue(Stream(), Batch(make_shape()), 2)
     source.restore({"rng": {"7": np.arange(6), "9": np.arange(6)}})
-    assert set(source.rngs) == {7}
+    assert set(source.state()["rng"]) == {"7"}
 
 
 def test_rngs_are_those_after_the_newest_consumed_unroll(make_shape, make_fields):
@@ -203,7 +205,7 @@ def test_rngs_are_those_after_the_newest_consumed_unroll(make_shape, make_fields
     np.testing.assert_array_equal(state["rng"]["7"], words(2))
     resumed = queue(Stream(), Batch(two), 2)
     resumed.restore(state)
-    assert set(resumed.rngs) == {3, 7}
+    assert set(resumed.state()["rng"]) == {"3", "7"}
     np.testing.assert_array_equal(resumed.state()["rng"]["7"], state["rng"]["7"])
 
 
@@ -211,23 +213,23 @@ def test_the_replay_is_part_of_the_state(make_shape, make_fields):
     two = make_shape(envs=2)
 
     def make():
-        replay = UniformReplay(two, 10, make_rng(1))
+        replay = UnrollReplay(two, 10, make_rng(1))
         stream = Stream(*((1, make_fields(two, n)) for n in range(3)))
         return queue(stream, Batch(make_shape(envs=4)), 2, replay=replay, fresh=2), replay
 
     source, replay = make()
     source.next()
     resumed, restored = make()
-    resumed.restore(source.state())
+    resumed.restore({**source.state(), **source.keepsakes()})
     assert restored.size == replay.size == 2
     resumed._receiver.inbox.popleft()  # what the other has trained on
     np.testing.assert_array_equal(source.next().rewards, resumed.next().rewards)
 
 
 def test_a_learner_that_the_checkpoint_has_no_replay_for_starts_with_an_empty_one(make_shape):
-    """--learners may change between runs: ActorLearner then restores without "replay"."""
+    """--learners may change between runs: there is then no part of this learner."""
     two = make_shape(envs=2)
-    replay = UniformReplay(two, 10, make_rng(1))
+    replay = UnrollReplay(two, 10, make_rng(1))
     source = queue(Stream(), Batch(make_shape(envs=4)), 2, replay=replay, fresh=2)
     source.restore({"rng": {}})
     assert replay.size == 0

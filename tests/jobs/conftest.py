@@ -1,4 +1,4 @@
-"""Runs jobs/impala.py for real, watches all of its processes, and leaves none behind."""
+"""Runs a job for real, watches all of its processes, and leaves none behind."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ import numpy as np
 import psutil
 import pytest
 
-JOB = Path(__file__).parents[2] / "jobs" / "impala.py"
+ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(__file__).parent / "programs"
-PATHS = os.pathsep.join([str(PROGRAMS), str(JOB.parents[1])])
+PATHS = os.pathsep.join([str(PROGRAMS), str(ROOT)])
 TAG = "DRL_TEST_TAG"
 LAUNCHERS = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "SLURM_")
 LIMIT_S = 240.0
@@ -34,15 +35,15 @@ TINY = (
 
 
 class Started:
-    """One start of the job: by itself, or under mpirun with ``ranks``."""
+    """One start of a job: by itself, or under mpirun with ``ranks``."""
 
     def __init__(
-        self, options: str, cwd: Path, ranks: int | None, env: dict[str, str] | None
+        self, job: str, options: str, cwd: Path, ranks: int | None, env: dict[str, str] | None
     ) -> None:
         self.cwd, self.folder = cwd, cwd / "run"
         self._tag = uuid.uuid4().hex
         kept = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHERS)}
-        command = [sys.executable, str(JOB), *options.split()]
+        command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *options.split()]
         if ranks is not None:
             kept |= {
                 "OMPI_ALLOW_RUN_AS_ROOT": "1",
@@ -149,14 +150,18 @@ def tiny() -> str:
 
 @pytest.fixture(scope="session")
 def start() -> Iterator[Callable[..., Started]]:
-    """``start(options, cwd, ranks=None, env=None)``; ``ranks``: under mpirun."""
+    """``start(options, cwd, ranks=None, env=None, job="impala")``; ``ranks``: under mpirun."""
     started: list[Started] = []
 
     def run(
-        options: str, cwd: Path, ranks: int | None = None, env: dict[str, str] | None = None
+        options: str,
+        cwd: Path,
+        ranks: int | None = None,
+        env: dict[str, str] | None = None,
+        job: str = "impala",
     ) -> Started:
         cwd.mkdir(parents=True, exist_ok=True)
-        started.append(Started(options, cwd, ranks, env))
+        started.append(Started(job, options, cwd, ranks, env))
         return started[-1]
 
     yield run
@@ -168,21 +173,29 @@ def start() -> Iterator[Callable[..., Started]]:
 def bits() -> Callable[[Path], dict[str, Any]]:
     """``bits(folder)``: every dataset of the newest checkpoint as bytes, but ``/session``.
 
-    That is where the clock and the number of restarts are, which no run shares with another.
+    That is where the clock and the number of restarts are, which no run shares with another. Those
+    of its parts are there as "learner-0.h5/NAME", without the version in their names.
     """
 
     def read(folder: Path) -> dict[str, Any]:
         newest = max((folder / "checkpoints").glob("*.h5"))
-        found: dict[str, Any] = {"name": newest.name}
+        parts = sorted(newest.with_suffix(".parts").glob("*"))
+        found: dict[str, Any] = {"name": newest.name, "files": [part.name for part in parts]}
 
-        def visit(name: str, item: object) -> None:
+        def visit(prefix: str, name: str, item: object) -> None:
             if isinstance(item, h5py.Dataset) and not name.startswith("session/"):
                 value = np.asarray(item[()])
-                found[name] = (value.dtype.str, value.shape, value.tobytes())
+                found[prefix + name] = (value.dtype.str, value.shape, value.tobytes())
 
-        with h5py.File(newest, locking=False) as file:
-            file.visititems(visit)
+        for path, prefix in (
+            (newest, ""),
+            *((part, f"{part.name.rpartition('-')[0]}.h5/") for part in parts),
+        ):
+            with h5py.File(path, locking=False) as file:
+                file.visititems(partial(visit, prefix))
         assert len(found) > 10, sorted(found)
+        named = {name.removeprefix("parts/") for name in found if name.startswith("parts/")}
+        assert {f"{name}.h5" for name in named} == set(found["files"])
         return found
 
     return read

@@ -25,6 +25,7 @@ from drl_mpi.errors import EXIT_OK, EXIT_USAGE
 from drl_mpi.run.launch import parse
 from drl_mpi.systems.impala import PRESETS as IMPALA_PRESETS
 from drl_mpi.systems.impala import Impala
+from drl_mpi.systems.network import make_net
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--env", "CartPole-v1", "--net", "auto", "--envs-per-actor", "4", "--batch-size", "8"]
@@ -165,10 +166,11 @@ def test_efficiency_is_the_job_over_cores_by_sum_of_costs() -> None:
 def test_bytes_per_step_of_the_papers_setting() -> None:
     config = PRESETS["paper"]
     spec = probe(config.env, config.env_options)
-    sizes = message_bytes(config, spec, config.make_net(spec))
+    net = make_net(config, spec)
+    sizes = message_bytes(config, spec, net)
     # 3 frames from before row 0 and 21 rows for 20 steps, and some per cent for all the rest.
     assert 84 * 84 * 24 / 20 < sizes["unrolls"] < 1.02 * 84 * 84 * 24 / 20
-    floats = sum(p.numel() for p in config.make_net(spec).parameters())
+    floats = sum(p.numel() for p in net.parameters())
     assert sizes["parameters_at_most"] == pytest.approx(4 * floats / 640, rel=1e-3)
 
 

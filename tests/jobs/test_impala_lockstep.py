@@ -80,6 +80,8 @@ def test_an_interrupted_run_reaches_the_same_bits(
     assert second.rc == 0, second.text
     assert (second.folder / "DONE").exists()
     assert bits(second.folder) == bits(reference(variant))
+    replayed = "learner-0.h5/replay/rows/frames" in bits(second.folder)
+    assert replayed == ("--replay-capacity" in VARIANTS[variant]), "the replay is compared, too"
     state = load(max((second.folder / "checkpoints").glob("*.h5")))
     assert state["session"]["restarts"] == 1
     rows = progress(second.folder)
@@ -88,6 +90,24 @@ def test_an_interrupted_run_reaches_the_same_bits(
     assert all(np.diff(rows["time_s"]) > 0), rows["time_s"]
     # Actors act with the version of the round; later updates of the round see it grow old.
     assert max(rows["policy_lag_max"]) == UPDATES_PER_ROUND[variant] - 1
+
+
+def test_a_damaged_replay_costs_a_checkpoint_and_no_bit(reference, start, tiny, tmp_path, bits):
+    """A learner's part of the newest checkpoint is cut off: the run goes back to the one before."""
+    options = f"{tiny} --lockstep {VARIANTS['lstm']}"
+    first = start(options, tmp_path)
+    first.until_saved(2)
+    first.rank(0).kill()
+    first.wait()
+    assert not (first.folder / "DONE").exists(), "too late: the run had ended by itself"
+    older, newest = sorted((first.folder / "checkpoints").glob("*.h5"))[-2:]
+    part = next(newest.with_suffix(".parts").glob("learner-0-*.h5"))
+    part.write_bytes(part.read_bytes()[:-1])
+    second = start(options, tmp_path).wait()
+    assert second.rc == 0, second.text
+    assert f"going on from {older.relative_to(tmp_path)}" in second.stdout, second.text
+    assert f"part {part.relative_to(tmp_path)} is truncated" in second.stderr, second.text
+    assert bits(second.folder) == bits(reference("lstm"))
 
 
 def test_a_complete_run_that_lost_its_done_is_completed(start, tiny, tmp_path, bits):

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from drl_mpi import envs
-from drl_mpi.acting import Choice
+from drl_mpi.acting.local import Choice
 from drl_mpi.comm.poller import Poller
 from drl_mpi.comm.record import Slot
 from drl_mpi.experience import Batch, UnrollShape
 from drl_mpi.experience.rng import make_rng
-from drl_mpi.roles import Actor
+from drl_mpi.roles.actor import Actor
+from drl_mpi.roles.unroller import Unroller
 
 
 class Tape:
@@ -24,6 +25,8 @@ class Tape:
         self.ring = [Slot(shape.record()) for _ in range(groups)]
         self.sent: list[dict[str, np.ndarray]] = []
         self.ended = False
+        self.driven = 0
+        """Calls of ``progress``."""
         self._next = 0
 
     def free(self, count: int) -> list[Slot]:
@@ -36,7 +39,7 @@ class Tape:
         self._next = (self._next + 1) % len(self.ring)
 
     def progress(self) -> None:
-        pass
+        self.driven += 1
 
     def end(self) -> bool:
         self.ended = True
@@ -57,6 +60,7 @@ class Script:
     stopped: bool = False
     seen: list[dict[str, Any]] = field(default_factory=list)
     asked: list[int | None] = field(default_factory=list)
+    closed: bool = False
 
     def refresh(self, version: int | None = None) -> bool:
         self.asked.append(version)
@@ -64,7 +68,7 @@ class Script:
         return len(self.asked) <= self.unrolls
 
     def close(self) -> None:
-        pass
+        self.closed = True
 
     def act(self, observations, first, state):  # noqa: ARG002 (Acting's names)
         actions = self.rng.integers(self.num_actions, size=len(first))
@@ -86,12 +90,12 @@ class Played:
     shape: UnrollShape
     acting: Any
     tape: Tape
-    actor: Actor
+    unroller: Unroller
     rng: np.random.Generator
 
     def batches(self) -> list[Batch]:
         """One batch per unroll, as wide as the actor."""
-        groups = self.actor.env.num_envs // self.shape.envs
+        groups = self.unroller.records
         wide = UnrollShape(
             self.shape.spec, self.shape.length, groups * self.shape.envs, self.shape.state_shape
         )
@@ -101,7 +105,7 @@ class Played:
             batch.begin()
             for group, fields in enumerate(self.tape.sent[begin : begin + groups]):
                 batch.write(group * self.shape.envs, fields)
-                batch.note(group * self.shape.envs, fields)
+                batch.note(fields)
             batches.append(batch)
         return batches
 
@@ -128,12 +132,12 @@ def play():
                 restarts.append((len(acting.seen), epoch))
             return seed + 1000 * epoch
 
-        actor = Actor(
-            env, acting, tape, shape, Poller(1.0), gamma=gamma, reward_clip=reward_clip, rng=rng,
-            restart=restart, pace=pace,
+        unroller = Unroller(
+            env, acting, shape, gamma=gamma, reward_clip=reward_clip, restart=restart, pace=pace,
+            progress=tape.progress,
         )  # fmt: skip
-        actor.run()
+        Actor(unroller, tape, Poller(1.0), rng).run()
         assert tape.ended
-        return Played(shape, acting, tape, actor, rng)
+        return Played(shape, acting, tape, unroller, rng)
 
     return run

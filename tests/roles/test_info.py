@@ -19,24 +19,18 @@ def batch(versions=(), returns=(), waited_s=0.0, worked_s=0.0):
     )
 
 
-def write(writer, *args, version=0, save=False, stop=False, **options):
-    return writer.write(
-        batch(*args, **options), version, waited_s=0.25, worked_s=0.5, save=save, stop=stop
-    ).copy()
+def write(writer, *args, version=0, **options):
+    return writer.write(batch(*args, **options), version, waited_s=0.25, worked_s=0.5).copy()
 
 
-@pytest.mark.parametrize("save", [False, True])
-@pytest.mark.parametrize("stop", [False, True])
-def test_round_trip_of_one_row(save, stop):
+def test_round_trip_of_one_row():
     row = write(
-        InfoWriter(), [8, 10, -1, 5], [1.5, -21.0], version=10, save=save, stop=stop,
-        waited_s=2.0, worked_s=6.0,
+        InfoWriter(), [8, 10, 5], [1.5, -21.0], version=10, waited_s=2.0, worked_s=6.0
     )  # fmt: skip
     assert row.shape == (WIDTH,)
     assert row.dtype == np.float32
     got = summarise(row[np.newaxis])
-    assert (got.save, got.stop) == (save, stop)
-    assert (got.lag_sum, got.lag_count) == (7.0, 3)  # replayed unrolls (-1) have no lag
+    assert (got.lag_sum, got.lag_count) == (7.0, 3)
     assert got.lag_max == 5.0
     assert (got.actor_waited_s, got.actor_worked_s) == (2.0, 6.0)
     assert (got.learner_waited_s, got.learner_worked_s) == (0.25, 0.5)
@@ -66,12 +60,10 @@ def test_summation_keeps_every_learners_returns(returns):
 def test_learners_are_pooled():
     rows = [
         write(InfoWriter(), [5, 5], version=5),
-        write(InfoWriter(), [1, 3], version=5, stop=True, waited_s=1.0),
-        write(InfoWriter(), [-1, -1], version=5, save=True, waited_s=2.0),
+        write(InfoWriter(), [1, 3], version=5, waited_s=1.0),
+        write(InfoWriter(), [], version=5, waited_s=2.0),
     ]
     got = summarise(summed(rows))
-    assert got.save
-    assert got.stop
     assert (got.lag_sum, got.lag_count) == (6.0, 4)
     assert got.lag_max == 4.0
     assert got.actor_waited_s == 3.0
@@ -79,7 +71,7 @@ def test_learners_are_pooled():
 
 
 def test_without_fresh_unrolls_the_lag_is_unknown():
-    got = summarise(write(InfoWriter(), [-1, -1], version=9)[np.newaxis])
+    got = summarise(write(InfoWriter(), [], version=9)[np.newaxis])
     assert (got.lag_sum, got.lag_count) == (0.0, 0)
     assert np.isnan(got.lag_max)
     assert got.returns.size == 0

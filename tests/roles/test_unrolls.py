@@ -7,15 +7,17 @@ import pytest
 import torch
 
 from drl_mpi import nets
-from drl_mpi.acting import LocalActing
+from drl_mpi.acting.choosing import choose_by_softmax
+from drl_mpi.acting.local import LocalActing
 from drl_mpi.comm.parameters import Published
 from drl_mpi.comm.poller import Poller
 from drl_mpi.envs import EnvOptions
 from drl_mpi.envs.testing import register
 from drl_mpi.experience.rng import make_rng, pack_rng
 from drl_mpi.losses import action_log_probs
-from drl_mpi.roles import Pace
-from drl_mpi.systems.impala import Impala, VTraceLoss
+from drl_mpi.roles.unroller import Pace
+from drl_mpi.systems.impala import Impala
+from drl_mpi.systems.vtrace_loss import VTraceLoss
 
 LENGTHS = (5, -3, 1, -1, 9)
 """Steps of the games in turn; negative ones end by their time limit."""
@@ -121,6 +123,8 @@ def test_atari_stacks_at_the_learner_are_those_acted_on(play):
 class Learner:
     """A subscriber to whom a new version of random parameters has come at every unroll."""
 
+    due = False
+
     def __init__(self, net, unrolls):
         self.stopped = False
         self.vectors = []
@@ -128,6 +132,9 @@ class Learner:
         self._start = torch.cat([p.detach().reshape(-1) for p in net.parameters()])
         self._unrolls = unrolls
         self._looks = 0
+
+    def begin(self):
+        pass
 
     def close(self):
         assert self.stopped
@@ -150,7 +157,7 @@ def test_log_probs_are_those_of_the_version_unrolled_at_the_learner(play, core):
     def make_acting(spec, rng):
         net = nets.make("mlp", spec.observation_shape, spec.num_actions, core=core, seed=1)
         made["net"], made["learner"] = net, Learner(net, 7)
-        return LocalActing(net, made["learner"], Poller(1.0), rng)
+        return LocalActing(net, made["learner"], Poller(1.0), choose_by_softmax, rng)
 
     played = play(
         env_id, make_acting=make_acting, seed=3, length=5, width=2,
@@ -318,3 +325,42 @@ def test_a_free_actor_restarts_once(play):
     env_id, restarts = register("drl_mpi/Games-v0", lengths=LENGTHS), []
     assert play(env_id, restarts=restarts).acting.asked == [None] * 6
     assert restarts == [(0, 0)]
+
+
+def test_lock_step_acts_with_the_first_version_while_replays_fill(play):
+    """No update comes before ``warm_up`` unrolls; restarts count from there."""
+    env_id = register("drl_mpi/Games-v0", lengths=LENGTHS)
+    restarts = []
+    pace = Pace(updates=2, unrolls=3, warm_up=2)
+    played = play(env_id, length=3, unrolls=9, pace=pace, restarts=restarts)
+    assert played.acting.asked == [0, 0, 0, 2, 4, 6, 8, 10, 12, 14]
+    assert restarts == [(0, 0), (15, 1), (24, 2)]  # unrolls 5 and 8, at versions 6 and 12
+
+
+@pytest.mark.parametrize("start", [0, 6, 60])
+@pytest.mark.parametrize("warm_up", [0, 1, 4])
+def test_a_resumed_pace_goes_on_where_an_uninterrupted_one_is(start, warm_up):
+    """At every boundary: the same versions, the same restarts, without another warm-up."""
+    whole, resumed = Pace(2, 3, 0, warm_up), Pace(2, 3, start)
+    behind = warm_up + start // 2
+    for unroll in range(20):
+        assert resumed.version(unroll) == whole.version(behind + unroll)
+        if unroll or start:
+            assert resumed.epoch(unroll) == whole.epoch(behind + unroll)
+    assert resumed.epoch(0) == start // 6
+
+
+def test_the_stream_is_driven_at_every_step_and_everything_is_closed(play):
+    env_id = register("drl_mpi/Games-v0", lengths=LENGTHS)
+    played = play(env_id, length=3, unrolls=4)
+    assert played.tape.driven == 12
+    assert played.acting.closed
+
+
+def test_behind_servers_lock_step_asks_for_no_number_and_restarts_all_the_same(play):
+    """There the order in which they serve fixes the version that acts."""
+    env_id, restarts = register("drl_mpi/Games-v0", lengths=LENGTHS), []
+    pace = Pace(updates=2, unrolls=3, start=12, by_number=False)
+    played = play(env_id, length=3, unrolls=7, pace=pace, restarts=restarts)
+    assert played.acting.asked == [None] * 8
+    assert restarts == [(0, 2), (9, 3), (18, 4)]

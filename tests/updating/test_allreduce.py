@@ -44,7 +44,9 @@ def test_two_learners_are_one_with_twice_the_batch(trained, program):
     for inputs in both:
         flat.zero_grad()
         program.loss(net, inputs).backward()
-        local.apply(flat.gradient, np.zeros(0, np.float32))
+        steps = sum(program.STEPS)
+        info = np.zeros(0, np.float32)
+        local.apply(flat.gradient, info, loss=0.5, steps=steps, wish=program.Wish())
     moved = (flat.vector - start).abs().max()
     assert moved > 0.01
     torch.testing.assert_close(
@@ -61,6 +63,28 @@ def test_everybody_sees_everybodys_infos(trained, program):
             row = np.arange(program.WIDTH) + 100.0 * version + 10 * learner
             np.testing.assert_array_equal(infos[version, learner, :-1], row[:-1])
             assert np.isnan(infos[version, learner, -1])  # NaN stays in its own place
+
+
+def test_what_any_learner_wishes_all_agree_on(trained, program):
+    expected = np.zeros((program.UPDATES, 2), bool)
+    for version, wishes in program.WISHES.items():
+        expected[version] = [any(w.save for w in wishes), any(w.stop for w in wishes)]
+    for learner in range(2):
+        np.testing.assert_array_equal(trained[learner]["agreed"], expected)
+
+
+def test_steps_are_those_of_all_learners(trained, program):
+    for learner in range(2):
+        expected = sum(program.STEPS) * np.arange(1, program.UPDATES + 1)
+        np.testing.assert_array_equal(trained[learner]["steps"], expected)
+
+
+def test_all_learners_end_with_the_same_round(played, program):
+    for learner in range(2):
+        assert (played / f"length-{learner}.txt").read_text() == ""
+        steps = np.load(played / f"length-{learner}.npz")["steps"]
+        assert len(steps) == 12, "10 updates are enough, a round is 4"
+        assert steps[-1] == 12 * sum(program.STEPS)
 
 
 @pytest.mark.parametrize(

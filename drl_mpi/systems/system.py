@@ -1,0 +1,235 @@
+"""What all systems share: a config that checks itself, and plays each rank's role.
+
+Nothing here loads torch: a parameter server's rank stops at `serving`. Learners and actors go on to
+`builder`, which puts the rooms together from the system's four choices.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from drl_mpi.comm.poller import Poller
+from drl_mpi.comm.world import World
+from drl_mpi.errors import EXIT_OK, EXIT_STOPPED, UsageError
+from drl_mpi.run.folder import RunFolder
+from drl_mpi.run.gpus import visible_gpus
+from drl_mpi.run.launcher import STOP_SIGNALS
+from drl_mpi.run.layout import Layout, Role
+from drl_mpi.systems.config import RunConfig
+
+if TYPE_CHECKING:
+    from drl_mpi.acting.choosing import Choose
+    from drl_mpi.envs import EnvSpec
+    from drl_mpi.experience.source import Source
+    from drl_mpi.roles.learner import Loss
+    from drl_mpi.systems.builder import Builder
+    from drl_mpi.updating.protocol import Updating
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What rank 0 found out before the start, for all ranks."""
+
+    spec: EnvSpec
+    size: int
+    """Parameters of the network."""
+    checkpoint: Path | None = None
+    """Where to go on from."""
+    rounds: int = 0
+    """Updates that every learner made so far (lock-step)."""
+    steps: int = 0
+    restarts: int = 0
+    """Checkpoints that the run went on from so far: each start draws other environment seeds."""
+    rngs: dict[int, npt.NDArray[np.uint64]] | None = None
+    """Rank -> state of its action RNG."""
+    skipped: tuple[tuple[Path, str], ...] = ()
+    """Newer checkpoints that are damaged, and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class System(RunConfig):
+    """A point of the design space: subclasses make the four choices and state the settings."""
+
+    # Declared here, since these rooms read them; each system sets defaults and names its source.
+    unroll_length: int
+    gamma: float
+    reward_clip: float
+    learning_rate: float
+    max_gradient_norm: float
+
+    annealed: ClassVar[bool] = True
+    """Whether the learning rate falls linearly to 0 at ``total_frames``."""
+
+    # -- the four choices -----------------------------------------------------------------------
+
+    def choose(self, builder: Builder) -> Choose:
+        """How actions are chosen from the network's output."""
+        raise NotImplementedError
+
+    def make_source(self, builder: Builder) -> Source[Any]:
+        """Where a learner's batches come from."""
+        raise NotImplementedError
+
+    def make_updating(self, builder: Builder) -> Updating:
+        """Where gradients are applied."""
+        raise NotImplementedError
+
+    def make_loss(self, builder: Builder) -> Loss[Any]:
+        """What is minimised."""
+        raise NotImplementedError
+
+    # -- what follows from them -----------------------------------------------------------------
+
+    @property
+    def head(self) -> str:
+        """Of the network: see ``nets.make``."""
+        return "policy_value"
+
+    @property
+    def served(self) -> bool:
+        """Whether parameter servers own the parameters."""
+        return False
+
+    def wanted(self, ranks: int | None) -> dict[str, int | None]:  # noqa: ARG002
+        """See ``run.launch.Job.wanted``."""
+        return {"learners": self.learners, "servers": None, "actors": self.actors}
+
+    def learners_of(self, actor: int, layout: Layout) -> tuple[int, ...]:
+        """Ranks that an actor's unrolls go to, each an equal share of its environments."""
+        return (layout.learner_of(actor),)
+
+    def actors_of(self, learner: int, layout: Layout) -> tuple[int, ...]:
+        """Ranks whose unrolls come to a learner; none if it acts for itself."""
+        return layout.actors_of(learner)
+
+    def record_envs(self, layout: Layout) -> int:
+        """Environments per record of an unroll: a divisor of ``envs_per_actor``."""
+        raise NotImplementedError
+
+    def updates_per_round(self, layout: Layout) -> int:
+        """Updates that one unroll of every actor makes; whole in lock-step."""
+        raise NotImplementedError
+
+    def warm_up_unrolls(self, layout: Layout) -> int:
+        """Unrolls of every actor before the first update; whole in lock-step."""
+        raise NotImplementedError
+
+    def optimizer_slots(self) -> set[str]:
+        """Names of what the optimiser keeps per parameter."""
+        raise NotImplementedError
+
+    def replay_size(self) -> int:
+        """Entries of a learner's replay, as the user gave them."""
+        raise NotImplementedError
+
+    def memory_bytes(self, spec: EnvSpec, layout: Layout, learner: int) -> int:
+        """What a learner will hold beyond its network."""
+        raise NotImplementedError
+
+    def gauges(self, version: int, frames: int) -> dict[str, float]:  # noqa: ARG002
+        """Numbers to log after so many updates and frames."""
+        return {}
+
+    # -- before the start -----------------------------------------------------------------------
+
+    def check(self) -> None:
+        """See ``RunConfig.check``."""
+        super().check()
+        for name, low, high in (
+            ("unroll_length", 1, 10_000),
+            ("gamma", 0.0, 1.0),
+            ("reward_clip", 0.0, 1e9),
+            ("learning_rate", 0.0, 1e3),
+            ("max_gradient_norm", 1e-9, 1e9),
+        ):
+            self._within(name, low, high)
+
+    def gpus(self) -> int:
+        """See ``run.launch.Job.gpus``."""
+        found = 0 if self.device == "cpu" else visible_gpus()
+        if self.device == "cuda" and not found:
+            raise UsageError(
+                "--device cuda, but torch sees no GPU here; use --device cpu, or install a torch "
+                "built for CUDA and ask the scheduler for GPUs"
+            )
+        return found
+
+    def check_layout(self, layout: Layout) -> None:
+        """See ``run.launch.Job.check_layout``."""
+        fed = {len(self.actors_of(rank, layout)) for rank in layout.learners}
+        if self.lockstep and len(fed) > 1:
+            raise UsageError(
+                f"--lockstep: {len(layout.actors)} actors do not spread evenly over "
+                f"{len(layout.learners)} learners; make --actors a multiple of --learners"
+            )
+
+    def check_env(self, spec: EnvSpec, layout: Layout) -> None:
+        """Refuses what cannot work with this environment. Raises UsageError."""
+
+    def check_environment(self, spec: EnvSpec, layout: Layout) -> None:
+        """Raises UsageError for what cannot work with this environment."""
+
+    def inspect(self, layout: Layout) -> Prepared | None:
+        """See ``run.launch.Job.inspect``."""
+        from drl_mpi.systems.inspection import inspect
+
+        return inspect(self, layout)
+
+    def claim(self, *, clear_stop: bool) -> None:
+        """See ``run.launch.Job.claim``."""
+        from drl_mpi.run.checkpoint_parts import remove_orphans
+
+        folder = RunFolder(self.path)
+        folder.prepare()
+        folder.lock()
+        if clear_stop:
+            folder.clear_stop()
+        folder.clear_done()
+        remove_orphans(folder.checkpoints)
+        folder.write_config(self.as_dict())
+
+    # -- on the ranks ---------------------------------------------------------------------------
+
+    def play(self, world: World, layout: Layout, prepared: Prepared) -> int:
+        """See ``run.launch.Job.play``. Collective."""
+        place = layout.ranks[world.rank]
+        group = world.group(layout.learners)
+        poller = Poller(self.silence_timeout)
+        log.info("%s %d on %s, %d threads", place.role, place.index, place.host, place.threads)
+        if group is None or group.rank:
+            # Only the first learner listens to signals; the others end when it says so.
+            for number in STOP_SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+        complete, together = False, "the other ranks to load"
+        # Ranks load for seconds, or minutes from a slow disk: nobody's silence counts before.
+        if place.role is Role.SERVER:
+            from drl_mpi.systems.serving import serve
+
+            world.meet(poller, together)
+            serve(self, world, layout, prepared, poller)
+        else:
+            from drl_mpi.systems.builder import Builder
+
+            builder = Builder(self, world, layout, prepared, poller, group)
+            world.meet(poller, together)
+            complete = builder.learn() if place.role is Role.LEARNER else builder.act()
+        complete = world.share_flag(complete, poller, "the first learner to finish")
+        log.info("%s", "finished" if complete else "stopped early")
+        return EXIT_OK if complete else EXIT_STOPPED
+
+
+def stored(config: System) -> dict[str, Any]:
+    """The config as a checkpoint has it: what runs, not where and how."""
+    fields = config.as_dict()
+    for name in ("run_dir", "resume"):
+        fields.pop(name)
+    return fields
