@@ -36,10 +36,11 @@ class World:
         comm = self.comm.Split(0 if member else MPI.UNDEFINED, key=self.rank)
         return Group(comm) if member else None
 
-    def meet(self, poller: Poller, what: str) -> None:
-        """Waits, without spinning, until every rank is here. Collective."""
-        request = self.comm.Ibarrier()
-        poller.wait(lambda: request.Test() or None, what)
+    def meet(
+        self, poller: Poller, what: str, meanwhile: Callable[[], object] = lambda: None
+    ) -> None:
+        """As ``Group.meet``, of all ranks."""
+        Group(self.comm).meet(poller, what, meanwhile)
 
     def share_flag(self, flag: bool, poller: Poller, what: str) -> bool:
         """Rank 0's flag, on every rank; waits without spinning. Collective."""

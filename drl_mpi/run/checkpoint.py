@@ -144,7 +144,6 @@ class Checkpoints:
         others = [each for each in self._paths() if each != path]
         for old in others[self.keep - 1 :]:
             old.unlink(missing_ok=True)
-            parts.remove_parts(old)
         parts.remove_orphans(self.folder)
         parts.remove_unnamed(path, state)
         return path

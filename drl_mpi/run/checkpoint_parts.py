@@ -69,11 +69,6 @@ def check_parts(checkpoint: Path, state: Mapping[str, Any]) -> None:
             )
 
 
-def remove_parts(checkpoint: Path) -> None:
-    """Removes the parts of a checkpoint that is gone."""
-    shutil.rmtree(parts_folder(checkpoint), ignore_errors=True)
-
-
 def remove_unnamed(checkpoint: Path, state: Mapping[str, Any]) -> None:
     """Removes parts of an earlier save at the same count, which the file now names no more."""
     found = state.get(PARTS, {})
@@ -84,7 +79,7 @@ def remove_unnamed(checkpoint: Path, state: Mapping[str, Any]) -> None:
 
 
 def remove_orphans(folder: Path) -> None:
-    """Removes parts whose checkpoint was never written."""
+    """Removes parts whose checkpoint was never written, or is gone."""
     for found in folder.iterdir():
         if _FOLDER.fullmatch(found.name) and not found.with_suffix(".h5").exists():
             shutil.rmtree(found, ignore_errors=True)
