@@ -20,6 +20,7 @@ torch.set_num_threads(1)  # on a shared machine torch's waiting threads cost min
 settings.register_profile("shared", deadline=None)  # and so do other people's jobs
 settings.load_profile("shared")
 
+HERE = Path(__file__).parent
 LAUNCHERS = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "SLURM_")
 """Variables that would make a child believe it was launched by somebody else."""
 
@@ -52,6 +53,7 @@ def mpi_environment() -> dict[str, str]:
         "OMPI_MCA_osc": "^ucx",
         "OMP_NUM_THREADS": "1",
         "PYTHONFAULTHANDLER": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), kept.get("PYTHONPATH")])),
     }
 
 

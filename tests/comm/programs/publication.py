@@ -6,27 +6,20 @@ Prints "ok SCENARIO" when all ranks have got through one; the first failure ends
 import itertools
 import sys
 import time
-import traceback
 
 import numpy as np
+from scenarios import main, meet, scenario
 
 from drl_mpi.comm import parameters
 from drl_mpi.comm.parameters import ParameterPublisher, ParameterSubscriber, parameters_record
 from drl_mpi.comm.poller import Poller
 from drl_mpi.comm.record import Slot
-from drl_mpi.comm.world import connect
 
 SUBSCRIBERS = (1, 2, 3)
 SIZE = 60_000
 """240 KB: far above what MPI sends before the receiver looks, so that messages stay under way."""
 WORK = 1
 """Tag beside the scenario's: a subscriber has consumed something and is owed a version."""
-SCENARIOS = {}
-
-
-def scenario(function):
-    SCENARIOS[function.__name__] = function
-    return function
 
 
 def vector(version):
@@ -36,12 +29,6 @@ def vector(version):
 def check(published):
     """Every number of the vector belongs to its version."""
     assert np.array_equal(published.vector, vector(published.version)), published.version
-
-
-def meet(world, progress=lambda: None):
-    """A barrier that does not spin."""
-    barrier = world.comm.Ibarrier()
-    Poller(30.0).wait(lambda: (progress(), barrier.Test())[1] or None, "all ranks")
 
 
 def end(world, publisher):
@@ -341,21 +328,4 @@ def nobody(world, tag):
     assert publisher.bytes_sent == 0
 
 
-def main():
-    world = connect()
-    try:
-        for number, (name, play) in enumerate(SCENARIOS.items()):
-            if name not in sys.argv[1:]:
-                continue
-            play(world, 100 + 10 * number)
-            meet(world)
-            if world.rank == 0:
-                print("ok", name, flush=True)
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        world.abort(1)
-    world.leave()
-
-
-main()
+main(sys.argv[1:])

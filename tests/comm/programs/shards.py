@@ -6,33 +6,21 @@ Prints "ok SCENARIO" when all ranks have got through one; the first failure ends
 import random
 import sys
 import time
-import traceback
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from scenarios import main, meet, scenario
 
 from drl_mpi.comm import shards
 from drl_mpi.comm.poller import Poller
 from drl_mpi.comm.shards import PULL, PUSH, Kind, ShardClient, ShardServer, split
-from drl_mpi.comm.world import connect
 
 CLIENTS, SERVERS = (0, 1, 2), (3, 4)
 LARGE = 600_000
 """1.2 MB per shard: far above what MPI sends before the receiver has told where to."""
 LIMIT_S = 60.0
-SCENARIOS = {}
-
-
-def scenario(function):
-    SCENARIOS[function.__name__] = function
-    return function
-
-
-def meet(world):
-    barrier = world.comm.Ibarrier()
-    Poller(LIMIT_S).wait(lambda: barrier.Test() or None, "all ranks")
 
 
 def refused(action, error, text):
@@ -358,21 +346,4 @@ def leaving(world, tag, folder):  # noqa: ARG001
         meet(world)
 
 
-def main():
-    world = connect()
-    try:
-        for at, (name, play) in enumerate(SCENARIOS.items()):
-            if name not in sys.argv[2:]:
-                continue
-            play(world, 100 + 10 * at, Path(sys.argv[1]))
-            meet(world)
-            if world.rank == 0:
-                print("ok", name, flush=True)
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        world.abort(1)
-    world.leave()
-
-
-main()
+main(sys.argv[2:], Path(sys.argv[1]))

@@ -6,24 +6,17 @@ Prints "ok SCENARIO" when all ranks have got through one; the first failure ends
 import random
 import sys
 import time
-import traceback
 from collections import Counter, deque
 
 import numpy as np
+from scenarios import main, scenario
 
 from drl_mpi.comm.mpi import MPI
 from drl_mpi.comm.poller import Poller, SilenceError
 from drl_mpi.comm.record import Field, Record
 from drl_mpi.comm.stream import SpreadSender, StreamError, StreamReceiver, StreamSender
-from drl_mpi.comm.world import connect
 
 SOURCES = (1, 2, 3)
-SCENARIOS = {}
-
-
-def scenario(function):
-    SCENARIOS[function.__name__] = function
-    return function
 
 
 def layout(size):
@@ -439,21 +432,4 @@ def too_long(world, tag):
     _wrong_size(world, tag, 64)
 
 
-def main():
-    world = connect()
-    try:
-        for number, (name, play) in enumerate(SCENARIOS.items()):
-            if name not in sys.argv[1:]:
-                continue
-            play(world, 100 + 10 * number)
-            meet(world)
-            if world.rank == 0:
-                print("ok", name, flush=True)
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        world.abort(1)
-    world.leave()
-
-
-main()
+main(sys.argv[1:])

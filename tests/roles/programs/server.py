@@ -7,24 +7,17 @@ failure ends the job.
 import random
 import sys
 import time
-import traceback
 
 import numpy as np
+from scenarios import main, scenario
 
 from drl_mpi.comm.poller import Poller
 from drl_mpi.comm.shards import PULL, PUSH, ShardClient, ShardServer, split
-from drl_mpi.comm.world import connect
 from drl_mpi.roles.server import Server
 from drl_mpi.updating.shard import PoisonedError, Shard, ShardCounts
 
 CLIENTS, SERVERS, SIZE = (0, 1, 2), (3, 4), 11
 LIMIT_S = 60.0
-SCENARIOS = {}
-
-
-def scenario(function):
-    SCENARIOS[function.__name__] = function
-    return function
 
 
 class Adds:
@@ -252,21 +245,4 @@ def poison(world, tag):
         assert client.versions[1] <= 2
 
 
-def main():
-    world = connect()
-    try:
-        for at, (name, play) in enumerate(SCENARIOS.items()):
-            if name not in sys.argv[1:]:
-                continue
-            play(world, 100 + 10 * at)
-            meet(world)
-            if world.rank == 0:
-                print("ok", name, flush=True)
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        world.abort(1)
-    world.leave()
-
-
-main()
+main(sys.argv[1:])

@@ -6,18 +6,17 @@ Prints "ok SCENARIO" when all ranks have got through one; the first failure ends
 import random
 import sys
 import time
-import traceback
 from itertools import count, cycle
 
 import numpy as np
 import torch
+from scenarios import main, meet, scenario
 
 from drl_mpi import nets
 from drl_mpi.acting.parameters import PulledParameters
 from drl_mpi.comm.poller import Poller
 from drl_mpi.comm.shards import ShardClient, ShardServer, split
 from drl_mpi.comm.stream import StreamReceiver, StreamSender
-from drl_mpi.comm.world import connect
 from drl_mpi.roles.server import Server
 from drl_mpi.updating.outliers import OutlierFilter
 from drl_mpi.updating.protocol import DivergenceError, Length, Wish
@@ -27,17 +26,6 @@ from drl_mpi.updating.shard import Shard
 from drl_mpi.updating.shard_optimizers import make_shard_optimizer
 
 WIDTH, LIMIT_S = 3, 60.0
-SCENARIOS = {}
-
-
-def scenario(function):
-    SCENARIOS[function.__name__] = function
-    return function
-
-
-def meet(world):
-    barrier = world.comm.Ibarrier()
-    Poller(LIMIT_S).wait(lambda: barrier.Test() or None, "all ranks")
 
 
 def size():
@@ -409,22 +397,5 @@ def reports_in_turn(world, tag):
     ours.close()
 
 
-def main():
-    torch.set_num_threads(1)
-    world = connect()
-    try:
-        for at, (name, play) in enumerate(SCENARIOS.items()):
-            if name not in sys.argv[1:]:
-                continue
-            play(world, 100 + 100 * at)
-            meet(world)
-            if world.rank == 0:
-                print("ok", name, flush=True)
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        world.abort(1)
-    world.leave()
-
-
-main()
+torch.set_num_threads(1)
+main(sys.argv[1:], spacing=100)
