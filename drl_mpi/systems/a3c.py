@@ -15,7 +15,6 @@ from drl_mpi.systems.served import COLUMNS, Served
 
 if TYPE_CHECKING:
     from drl_mpi.acting.choosing import Choose
-    from drl_mpi.envs import EnvSpec
     from drl_mpi.experience.source import Source
     from drl_mpi.roles.learner import Loss
     from drl_mpi.systems.builder import Builder
@@ -90,18 +89,6 @@ class A3C(Served):
     def updates_per_round(self, layout: Layout) -> int:  # noqa: ARG002
         """See ``System.updates_per_round``."""
         return 1
-
-    def warm_up_unrolls(self, layout: Layout) -> int:  # noqa: ARG002
-        """See ``System.warm_up_unrolls``."""
-        return 0
-
-    def replay_size(self) -> int:
-        """See ``System.replay_size``."""
-        return 0
-
-    def memory_bytes(self, spec: EnvSpec, layout: Layout, learner: int) -> int:  # noqa: ARG002
-        """See ``System.memory_bytes``."""
-        return 0
 
     def check(self) -> None:
         """See ``RunConfig.check``."""

@@ -53,17 +53,11 @@ class DQN(QLearning):
             raise UsageError(
                 f"--learners {self.learners}: DQN has one; for more use jobs/gorilla.py"
             )
-        try:
-            self._optimizer()
-        except ValueError as error:
-            raise UsageError(f"the optimiser's settings cannot work: {error}") from error
 
     def _optimizer(self) -> Adam | RMSProp:
-        from drl_mpi.updating.optimizers import Adam, RMSProp
+        from drl_mpi.updating.optimizers import make_optimizer
 
-        if self.optimizer == "rmsprop":
-            return RMSProp(decay=self.decay, eps=self.epsilon)
-        return Adam(eps=self.epsilon)
+        return make_optimizer(self.optimizer, **self.optimizer_settings())
 
 
 PAPER = replace(

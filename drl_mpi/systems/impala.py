@@ -122,10 +122,6 @@ class Impala(System):
         actors = layout.actors_of(layout.learners[0])
         return max(1, len(actors) * self.envs_per_actor // self.fresh)
 
-    def warm_up_unrolls(self, layout: Layout) -> int:  # noqa: ARG002
-        """See ``System.warm_up_unrolls``."""
-        return 0
-
     def replay_size(self) -> int:
         """See ``System.replay_size``."""
         return self.replay_capacity if self.replay_fraction else 0
@@ -148,10 +144,6 @@ class Impala(System):
             ("lambda_", 0.0, 1.0),
         ):
             self._within(field, low, high)
-        try:
-            self.make_optimizer()
-        except ValueError as error:
-            raise UsageError(f"the optimiser's settings cannot work: {error}") from error
         if not 0.0 <= self.replay_fraction < 1.0:
             raise UsageError(
                 f"--replay-fraction is {self.replay_fraction}; allowed: 0 to below 1, since some "
@@ -171,11 +163,9 @@ class Impala(System):
 
     def make_optimizer(self) -> Adam | RMSProp:
         """RMSProp as in the paper, or Adam."""
-        from drl_mpi.updating.optimizers import Adam, RMSProp
+        from drl_mpi.updating.optimizers import make_optimizer
 
-        if self.optimizer == "rmsprop":
-            return RMSProp(decay=self.decay, eps=self.epsilon)
-        return Adam(eps=self.epsilon)
+        return make_optimizer(self.optimizer, **self.optimizer_settings())
 
     def optimizer_slots(self) -> set[str]:
         """See ``System.optimizer_slots``."""

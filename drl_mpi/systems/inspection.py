@@ -30,7 +30,6 @@ def inspect(config: System, layout: Layout) -> Prepared | None:
     spec = envs.probe(config.env, config.env_options)
     net = make_net(config, spec)
     config.check_env(spec, layout)
-    config.check_environment(spec, layout)
     _check_memory(config, spec, layout)
     size = sum(parameter.numel() for parameter in net.parameters())
     if len(layout.servers) > size:

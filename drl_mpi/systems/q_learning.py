@@ -224,16 +224,6 @@ class QLearning(System):
                 "recurrent state; use --core none"
             )
 
-    def check_environment(self, spec: EnvSpec, layout: Layout) -> None:
-        """Refuses runs that end before they learn."""
-        frames = self.replay_start * len(layout.learners) * spec.action_repeat
-        if frames >= self.total_frames:
-            raise UsageError(
-                f"--total-frames {self.total_frames} is over before every learner has "
-                f"--replay-start {self.replay_start} stored frames, at {frames} frames; raise the "
-                "former or lower the latter"
-            )
-
     def check_layout(self, layout: Layout) -> None:
         """Refuses layouts whose environments do not spread, and lock-step that does not divide."""
         super().check_layout(layout)
@@ -265,7 +255,7 @@ class QLearning(System):
             )
 
     def check_env(self, spec: EnvSpec, layout: Layout) -> None:
-        """Refuses a replay in which no transition has room."""
+        """Refuses a replay in which no transition has room, and runs that end before they learn."""
         from drl_mpi.experience.replay import check_capacity
 
         for learner in layout.learners:
@@ -275,3 +265,10 @@ class QLearning(System):
                 )
             except ValueError as error:
                 raise UsageError(f"--replay-capacity {self.replay_capacity}: {error}") from error
+        frames = self.replay_start * len(layout.learners) * spec.action_repeat
+        if frames >= self.total_frames:
+            raise UsageError(
+                f"--total-frames {self.total_frames} is over before every learner has "
+                f"--replay-start {self.replay_start} stored frames, at {frames} frames; raise the "
+                "former or lower the latter"
+            )

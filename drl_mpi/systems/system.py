@@ -65,6 +65,9 @@ class System(RunConfig):
     reward_clip: float
     learning_rate: float
     max_gradient_norm: float
+    optimizer: str
+    decay: float
+    epsilon: float
 
     annealed: ClassVar[bool] = True
     """Whether the learning rate falls linearly to 0 at ``total_frames``."""
@@ -119,21 +122,30 @@ class System(RunConfig):
         """Updates that one unroll of every actor makes; whole in lock-step."""
         raise NotImplementedError
 
-    def warm_up_unrolls(self, layout: Layout) -> int:
+    def warm_up_unrolls(self, layout: Layout) -> int:  # noqa: ARG002
         """Unrolls of every actor before the first update; whole in lock-step."""
-        raise NotImplementedError
+        return 0
+
+    def optimizer_settings(self) -> dict[str, float]:
+        """Of the optimiser by its name, wherever gradients are applied."""
+        decay = {"decay": self.decay} if "rmsprop" in self.optimizer else {}
+        return {"eps": self.epsilon, **decay}
 
     def optimizer_slots(self) -> set[str]:
-        """Names of what the optimiser keeps per parameter."""
+        """Names of what the optimiser keeps per parameter.
+
+        Raises:
+            ValueError: for an optimiser whose settings cannot work.
+        """
         raise NotImplementedError
 
     def replay_size(self) -> int:
-        """Entries of a learner's replay, as the user gave them."""
-        raise NotImplementedError
+        """Entries of a learner's replay, as the user gave them; 0 without one."""
+        return 0
 
-    def memory_bytes(self, spec: EnvSpec, layout: Layout, learner: int) -> int:
+    def memory_bytes(self, spec: EnvSpec, layout: Layout, learner: int) -> int:  # noqa: ARG002
         """What a learner will hold beyond its network."""
-        raise NotImplementedError
+        return 0
 
     def gauges(self, version: int, frames: int) -> dict[str, float]:  # noqa: ARG002
         """Numbers to log after so many updates and frames."""
@@ -152,6 +164,10 @@ class System(RunConfig):
             ("max_gradient_norm", 1e-9, 1e9),
         ):
             self._within(name, low, high)
+        try:
+            self.optimizer_slots()
+        except ValueError as error:
+            raise UsageError(f"the optimiser's settings cannot work: {error}") from error
 
     def gpus(self) -> int:
         """See ``run.launch.Job.gpus``."""
@@ -174,9 +190,6 @@ class System(RunConfig):
 
     def check_env(self, spec: EnvSpec, layout: Layout) -> None:
         """Refuses what cannot work with this environment. Raises UsageError."""
-
-    def check_environment(self, spec: EnvSpec, layout: Layout) -> None:
-        """Raises UsageError for what cannot work with this environment."""
 
     def inspect(self, layout: Layout) -> Prepared | None:
         """See ``run.launch.Job.inspect``."""
