@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,35 @@ def parameters_record(size: int) -> Record:
             Field("vector", "float32", (size,)),
         ]
     )
+
+
+class Publisher(Protocol):
+    """Where a learner's versions go: to subscribers, or to threads of its own."""
+
+    @property
+    def subscribed(self) -> bool:
+        """Whether anybody wants them."""
+        ...
+
+    def publish(self, vector: npt.NDArray[np.float32], version: int, steps: int = 0) -> None:
+        """Makes a copy of ``vector`` (float32 ``[size]``) the newest version."""
+        ...
+
+    def owe(self, subscriber: int) -> None:
+        """Notes that a rank should get the newest version as soon as may be."""
+        ...
+
+    def owe_all(self) -> None:
+        """Notes a debt to every subscriber."""
+        ...
+
+    def progress(self) -> object:
+        """Drives what is under way; ``True`` if it is worth a look soon."""
+        ...
+
+    def stop(self) -> bool | None:
+        """Drives the end; ``True`` when everybody knows, else ``None``."""
+        ...
 
 
 class ParameterPublisher:

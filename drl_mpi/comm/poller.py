@@ -7,6 +7,10 @@ of the CPU time for the same latency at our message sizes.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -15,6 +19,10 @@ T = TypeVar("T")
 
 FIRST_SLEEP_S = 20e-6
 LONGEST_SLEEP_S = 1e-3
+BRISK_SLEEP_S = 120e-6
+"""The longest sleep of a brisk poller, see ``Poller.be_brisk``."""
+BRISK_FOR_S = 0.05
+"""Seconds without anything happening after which a brisk poller sleeps as long as others."""
 SILENCE_S = 600.0
 
 
@@ -38,8 +46,9 @@ class Watch:
         self._heard = dict.fromkeys(ranks, clock())
 
     def heard(self, rank: int) -> None:
-        """Notes that something came from a rank."""
-        self._heard[rank] = self._clock()
+        """Notes that something came from a rank, if more is expected of it."""
+        if rank in self._heard:
+            self._heard[rank] = self._clock()
 
     def forget(self, rank: int) -> None:
         """Expects nothing more of a rank."""
@@ -59,6 +68,23 @@ class Watch:
                 "link is cut. See its log in the run folder; raise the silence timeout if it is "
                 "merely slow"
             )
+
+
+class Bell:
+    """A sleep that other threads can end."""
+
+    def __init__(self) -> None:
+        self._silent = threading.Lock()  # half the price of an Event, which this thread pays often
+        self._silent.acquire()
+
+    def ring(self) -> None:
+        """Ends the present sleep, or the next one."""
+        with contextlib.suppress(RuntimeError):  # it has rung already
+            self._silent.release()
+
+    def sleep(self, seconds: float) -> None:
+        """Sleeps for so long, or until it rings."""
+        self._silent.acquire(timeout=seconds)
 
 
 class Poller:
@@ -81,9 +107,21 @@ class Poller:
         self.idle_s = 0.0
         """Seconds spent waiting so far."""
         self.background: Callable[[], object] | None = None
-        """Called at every poll: what needs progress whatever is being waited for."""
+        """Called at every poll: what needs progress whatever is being waited for. While it returns
+        ``True`` it is called again soon."""
         self._clock = clock
-        self._sleep = sleep
+        self.sleep = sleep
+        """Replaced where other threads wake this one, see ``Bell``."""
+        self._brisk = False
+
+    def be_brisk(self) -> None:
+        """From now on sleeps stay short for as long as something happened a moment ago.
+
+        For ranks that exchange a message every few milliseconds, which would otherwise wait half a
+        millisecond for each to be noticed. Costs some per cent of a core while they wait.
+        """
+        self._brisk = True
+        _wake_on_time()
 
     def wait(self, ready: Callable[[], T | None], what: str) -> T:
         """Calls ``ready`` with back-off until it returns something other than ``None``.
@@ -95,29 +133,43 @@ class Poller:
         Raises:
             SilenceError: after ``silence_s`` seconds without success.
         """
-        result = self._poll(ready)
+        self._progress()
+        result = ready()
         if result is not None:
             return result
-        began = self._clock()
+        began = stirred = self._clock()
         pause = FIRST_SLEEP_S
         try:
             while True:
-                self._sleep(pause)
-                result = self._poll(ready)
+                self.sleep(pause)
+                busy = self._progress()
+                result = ready()
                 if result is not None:
                     return result
-                waited = self._clock() - began
+                now = self._clock()
+                waited = now - began
                 if waited > self.silence_s:
                     raise SilenceError(
                         f"waited {waited:.0f} s for {what}, longer than the silence timeout of "
                         f"{self.silence_s:.0f} s: that rank is stuck, or its link is cut. See its "
                         "log in the run folder; raise the silence timeout if it is merely slow"
                     )
-                pause = min(2 * pause, LONGEST_SLEEP_S)
+                if busy:
+                    stirred, pause = now, FIRST_SLEEP_S
+                    continue
+                brisk = self._brisk and now - stirred < BRISK_FOR_S
+                pause = min(2 * pause, BRISK_SLEEP_S if brisk else LONGEST_SLEEP_S)
         finally:
             self.idle_s += self._clock() - began
 
-    def _poll(self, ready: Callable[[], T | None]) -> T | None:
-        if self.background is not None:
-            self.background()
-        return ready()
+    def _progress(self) -> bool:
+        return self.background is not None and self.background() is True
+
+
+def _wake_on_time() -> None:
+    """Has Linux end this thread's sleeps when they are over, not up to 50 us later."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1000, 0, 0, 0)  # in nanoseconds
+
+
+_PR_SET_TIMERSLACK = 29

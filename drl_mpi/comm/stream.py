@@ -55,6 +55,10 @@ class Receiver(Protocol):
         """Gives a record back; its views must not be used any more."""
         ...
 
+    def gauges(self) -> dict[str, float]:
+        """Numbers to log, since the last call."""
+        ...
+
     def close(self) -> None:
         """Gives back what MPI holds."""
         ...
@@ -115,6 +119,10 @@ class StreamReceiver:
     def release(self, delivery: Delivery) -> None:
         """Gives a record's slot back to MPI; its views must not be used any more."""
         self._start(delivery.index)
+
+    def gauges(self) -> dict[str, float]:
+        """See ``Receiver.gauges``."""
+        return {}
 
     @property
     def ended(self) -> bool:

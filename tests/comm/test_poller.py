@@ -1,10 +1,23 @@
 """Waiting: the back-off with a fake clock, and its price under a real mpirun."""
 
+import ctypes
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from drl_mpi.comm.poller import FIRST_SLEEP_S, LONGEST_SLEEP_S, Poller, SilenceError, Watch
+from drl_mpi.comm.poller import (
+    BRISK_FOR_S,
+    BRISK_SLEEP_S,
+    FIRST_SLEEP_S,
+    LONGEST_SLEEP_S,
+    Bell,
+    Poller,
+    SilenceError,
+    Watch,
+)
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -103,6 +116,173 @@ def test_the_background_is_driven_at_every_poll():
     assert len(calls) == 1 + 5
 
 
+def test_a_busy_background_is_called_again_soon():
+    """While it moves something pauses stay short; when it rests they grow from the first on."""
+    clock, poller = make()
+    busy = iter([True, True, False, True, True, True, False, False, True])
+    poller.background = lambda: next(busy)
+    poller.wait(after(8, 1), "it")
+    doublings = [0, 0, 1, 0, 0, 0, 1, 2]  # the first answer came before the first pause
+    assert clock.sleeps == pytest.approx([FIRST_SLEEP_S * 2**i for i in doublings])
+
+
+@pytest.mark.parametrize("answer", [None, False, 1, "moved"])
+def test_only_true_means_busy(answer):
+    """Publishers return whatever they like."""
+    clock, poller = make()
+    poller.background = lambda: answer
+    poller.wait(after(3, 1), "it")
+    assert clock.sleeps == pytest.approx([FIRST_SLEEP_S * 2**i for i in range(3)])
+
+
+def test_a_busy_background_does_not_hide_silence():
+    _, poller = make(silence_s=0.01)
+    poller.background = lambda: True
+    with pytest.raises(SilenceError):
+        poller.wait(lambda: None, "it")
+
+
+def test_the_background_comes_before_what_is_waited_for():
+    """Else a wait would pause once more for what the background has just brought."""
+    clock, poller = make()
+    brought = []
+    poller.background = lambda: brought.append(1)
+    poller.wait(lambda: True if brought else None, "it")
+    assert clock.sleeps == []
+    poller.wait(lambda: True if len(brought) == 3 else None, "it")
+    assert len(clock.sleeps) == 1
+
+
+def test_a_sleep_that_was_replaced_is_used_from_then_on():
+    clock, poller = make()
+    longer = []
+    poller.sleep = lambda seconds: longer.append(seconds) or clock.sleep(seconds)
+    poller.wait(after(2, 1), "it")
+    assert len(longer) == 2
+
+
+def make_brisk(monkeypatch):
+    monkeypatch.setattr("drl_mpi.comm.poller._wake_on_time", lambda: None)
+    clock, poller = make()
+    poller.be_brisk()
+    return clock, poller
+
+
+def test_a_brisk_poller_sleeps_briefly_for_a_while_and_then_as_others_do(monkeypatch):
+    clock, poller = make_brisk(monkeypatch)
+    began = clock.now
+    poller.wait(after(500, 1), "it")
+    times, expected, pause = [], [], FIRST_SLEEP_S
+    now = began
+    for slept in clock.sleeps:
+        expected.append(pause)
+        now += slept
+        times.append(now - began)
+        longest = BRISK_SLEEP_S if times[-1] < BRISK_FOR_S else LONGEST_SLEEP_S
+        pause = min(2 * pause, longest)
+    assert clock.sleeps == pytest.approx(expected)
+    brisk = [slept for slept, time in zip(clock.sleeps, times) if time < BRISK_FOR_S]
+    assert max(brisk) == pytest.approx(BRISK_SLEEP_S)
+    assert len(brisk) > 400
+    assert clock.sleeps[-1] == pytest.approx(LONGEST_SLEEP_S)
+
+
+def test_a_brisk_poller_begins_anew_whenever_something_happens(monkeypatch):
+    clock, poller = make_brisk(monkeypatch)
+    began = clock.now
+    due = [began + 0.04, began + 0.08, began + 0.12]
+
+    def background():
+        if due and clock.now >= due[0]:
+            due.pop(0)
+            return True
+        return None
+
+    poller.background = background
+    poller.wait(lambda: True if clock.now - began > 0.16 else None, "it")
+    assert not due
+    assert max(clock.sleeps) == pytest.approx(BRISK_SLEEP_S)
+    assert [slept for slept in clock.sleeps if slept == FIRST_SLEEP_S] == [FIRST_SLEEP_S] * 4
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="others have no such setting")
+def test_the_sleeps_of_a_brisk_thread_end_on_time():
+    """Linux rounds them up by 50 us otherwise. Another thread's are left as they are."""
+    slack = []
+
+    def look():
+        return ctypes.CDLL(None).prctl(30, 0, 0, 0, 0)
+
+    def brisk():
+        Poller().be_brisk()
+        slack.append(look())
+
+    before = look()
+    thread = threading.Thread(target=brisk)
+    thread.start()
+    thread.join()
+    assert slack == [1000]
+    assert look() == before
+
+
+LONG_S = 60.0
+"""No sleep of a test lasts so long: one that is not woken shows."""
+
+
+def test_a_bell_wakes_who_sleeps_from_another_thread():
+    bell, asleep = Bell(), threading.Event()
+    woken = []
+
+    def sleeper():
+        asleep.set()
+        bell.sleep(LONG_S)
+        woken.append(True)
+
+    thread = threading.Thread(target=sleeper, daemon=True)
+    began = time.monotonic()
+    thread.start()
+    asleep.wait()
+    bell.ring()
+    thread.join(LONG_S)
+    assert woken == [True]
+    assert time.monotonic() - began < LONG_S / 2
+
+
+def test_a_bell_that_rang_before_ends_the_next_sleep_and_only_that():
+    bell = Bell()
+    bell.ring()
+    bell.ring()
+    began = time.monotonic()
+    bell.sleep(LONG_S)
+    assert time.monotonic() - began < LONG_S / 2
+    began = time.monotonic()
+    bell.sleep(0.01)
+    assert time.monotonic() - began > 0.005
+
+
+def test_a_poller_with_a_bell_is_woken_by_what_it_waits_for(monkeypatch):
+    """It would sleep for a minute at a time."""
+    monkeypatch.setattr("drl_mpi.comm.poller.FIRST_SLEEP_S", LONG_S)
+    monkeypatch.setattr("drl_mpi.comm.poller.LONGEST_SLEEP_S", LONG_S)
+    bell, done, looked = Bell(), [], threading.Event()
+
+    def work():
+        looked.wait()
+        done.append("gradient")
+        bell.ring()
+
+    def ready():
+        looked.set()
+        return done[0] if done else None
+
+    poller = Poller(10 * LONG_S, sleep=bell.sleep)
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    assert poller.wait(ready, "a gradient") == "gradient"
+    assert poller.idle_s < LONG_S / 2
+    thread.join()
+
+
 def test_an_error_in_ready_comes_through_and_is_accounted():
     clock, poller = make()
     answers = iter([None, None])
@@ -150,6 +330,7 @@ def test_nothing_more_is_expected_of_a_rank_that_took_its_leave():
     clock, watching = watch()
     watching.forget(5)
     watching.forget(5)
+    watching.heard(5)  # a last word changes nothing
     clock.now += 61.0
     watching.heard(3)
     watching.check()
