@@ -64,6 +64,20 @@ class FlatParameters:
             )
         self.vector.copy_(source)
 
+    def adopt(self, vector: Tensor) -> None:
+        """Make a vector [P] float32 of somebody else the parameters, without a copy.
+
+        Nothing is written to it unless the module is trained further.
+        """
+        if vector.shape != self.vector.shape or vector.dtype != torch.float32:
+            raise ValueError(
+                f"the vector is {vector.dtype} {tuple(vector.shape)}, allowed: torch.float32"
+                f" {tuple(self.vector.shape)}; is it from another network?"
+            )
+        self.vector = vector
+        for name, view in self.split(vector).items():
+            self._parameters[name].data = view
+
     def split(self, vector: Tensor) -> dict[str, Tensor]:
         """Views [shape] by name into any flat vector [P] (parameters, gradient, a slot)."""
         return {

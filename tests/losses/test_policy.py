@@ -162,3 +162,146 @@ def test_actions_must_be_integers():
     for wrong in (actions.float(), actions > 1):
         with pytest.raises(ValueError, match=r"actions has dtype torch\.\w+; expected an integer"):
             policy_gradient_loss(logits, wrong, rows)
+
+
+# GA3C's guard, log(max(pi, min_probability))
+
+
+def guarded(pi, smallest):
+    return math.log(max(pi, smallest))
+
+
+def guarded_losses(logits, actions, advantages, weights, smallest):
+    """Policy gradient and entropy loss, row by row and action by action."""
+    gradient, entropy = 0.0, 0.0
+    for row in np.ndindex(*actions.shape):
+        pi = softmax(logits[row])
+        gradient -= weights[row] * guarded(pi[actions[row]], smallest) * advantages[row]
+        entropy += weights[row] * sum(p * guarded(p, smallest) for p in pi)
+    return gradient, entropy
+
+
+def rare_batch(seed, *leading):
+    """A batch in which action 0 has a probability of about 1e-9, and is taken half of the time."""
+    logits, actions, advantages, _ = batch(seed, *leading)
+    logits[..., 0] = logits[..., 1:].max(axis=-1) - math.log(1e9)
+    return logits, actions * np.random.default_rng(seed).integers(0, 2, leading), advantages
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    leading=leading_dimensions,
+    smallest=st.sampled_from([1e-12, 1e-6, 0.05, 0.3, 0.99]),
+)
+def test_the_guarded_losses_are_those_of_the_loops(seed, leading, smallest):
+    logits, actions, advantages = rare_batch(seed, *leading)
+    logits_, actions_, advantages_ = tensors(logits, actions, advantages)
+    for mask, weights in masks(seed, leading):
+        options = {"mask": mask, "min_probability": smallest}
+        gradient, entropy = guarded_losses(logits, actions, advantages, weights, smallest)
+        got = policy_gradient_loss(logits_, actions_, advantages_, **options)
+        assert got.item() == pytest.approx(gradient)
+        assert entropy_loss(logits_, **options).item() == pytest.approx(entropy)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), smallest=st.sampled_from([1e-6, 0.05, 0.3]))
+def test_the_guarded_gradients_are_the_slopes_of_the_loops(seed, smallest):
+    logits, actions, advantages = rare_batch(seed, 2, 3)
+    weights, step = np.ones((2, 3)), 1e-5
+    slopes = np.empty((2, *logits.shape))
+    for at in np.ndindex(*logits.shape):
+        shifted = np.zeros_like(logits)
+        shifted[at] = step
+        above, below = (
+            np.array(
+                guarded_losses(logits + sign * shifted, actions, advantages, weights, smallest)
+            )
+            for sign in (1, -1)
+        )
+        slopes[(slice(None), *at)] = (above - below) / (2 * step)
+    logits_, actions_, advantages_ = tensors(logits, actions, advantages)
+    for loss, want in zip(
+        (
+            lambda x: policy_gradient_loss(x, actions_, advantages_, min_probability=smallest),
+            lambda x: entropy_loss(x, min_probability=smallest),
+        ),
+        slopes,
+    ):
+        leaf = logits_.clone().requires_grad_()
+        loss(leaf).backward()
+        np.testing.assert_allclose(leaf.grad.numpy(), want, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_action_below_the_guard_has_a_bounded_loss_and_no_gradient(dtype):
+    logits = torch.tensor([[[0.0, math.log(1e-9), -math.inf]]], dtype=dtype, requires_grad=True)
+    for action in (1, 2):
+        actions = torch.tensor([[action]])
+        loss = policy_gradient_loss(
+            logits, actions, torch.ones(1, 1, dtype=dtype), min_probability=1e-6
+        )
+        assert loss.item() == pytest.approx(-math.log(1e-6))
+        loss.backward()
+        assert not logits.grad.any()
+    entropy_loss(logits, min_probability=1e-6).backward()
+    assert logits.grad.isfinite().all()
+    # p log(max(p, m)) has the slope log p + 1 above m, and log m below
+    pi = logits.detach().softmax(-1)
+    slope = pi.clamp(min=1e-6).log() + (pi >= 1e-6)
+    want = pi * (slope - (pi * slope).sum(-1, keepdim=True))
+    torch.testing.assert_close(logits.grad, want)
+
+
+def before_the_guard(logits, actions, advantages, *, mask=None):
+    """Policy gradient and entropy loss, operation by operation as they were."""
+    chosen = logits.log_softmax(dim=-1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+    log_probs = logits.log_softmax(dim=-1)
+    finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
+    entropies = (log_probs.exp() * finite).sum(dim=-1)
+    if mask is not None:
+        advantages = torch.where(mask != 0, advantages * mask, 0.0)
+        entropies = torch.where(mask != 0, entropies * mask, 0.0)
+    return -(chosen * advantages).sum() + entropies.sum()
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), leading=leading_dimensions)
+def test_without_the_guard_not_a_bit_changes(seed, leading):
+    logits, actions, advantages = tensors(*rare_batch(seed, *leading))
+    logits[..., 0] -= 50.0
+
+    def both(leaf, *args, **options):
+        return policy_gradient_loss(leaf, *args, **options) + entropy_loss(leaf, **options)
+
+    def unbounded(leaf, *args, **options):
+        return both(leaf, *args, min_probability=0.0, **options)
+
+    for dtype in (torch.float32, torch.float64):
+        for mask, _ in masks(seed, leading):
+            results = []
+            for loss_of in (before_the_guard, both, unbounded):
+                leaf = logits.to(dtype, copy=True).requires_grad_()
+                loss = loss_of(leaf, actions, advantages.to(dtype), mask=mask)
+                loss.backward()
+                results.append((loss.detach(), leaf.grad))
+            for loss, gradient in results[1:]:
+                assert torch.equal(loss, results[0][0])
+                assert torch.equal(gradient, results[0][1])
+
+
+@pytest.mark.parametrize("wrong", [-1e-9, 1.0, 2.0, math.nan, math.inf])
+def test_the_guard_is_a_probability_below_1(wrong):
+    logits, actions, rows, _ = tensors(*batch(7, 4, 2))
+    with pytest.raises(ValueError, match=r"^min_probability is .*; expected a number from 0"):
+        policy_gradient_loss(logits, actions, rows, min_probability=wrong)
+    with pytest.raises(ValueError, match=r"^min_probability is .*; expected a number from 0"):
+        entropy_loss(logits, min_probability=wrong)
+
+
+def test_the_entropy_of_a_ruled_out_action_has_a_gradient_at_any_cost():
+    logits = torch.tensor([[[0.3, -1.2, -torch.inf]]], requires_grad=True)
+    (1e6 * entropy_loss(logits, mask=torch.full((1, 1), 7.0))).backward()
+    assert torch.isfinite(logits.grad).all()
+    assert logits.grad[0, 0, 2] == 0.0

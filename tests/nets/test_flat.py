@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -92,6 +94,69 @@ def test_load_split_join_round_trip() -> None:
     third = small_net(2)
     load_flat(third, source.vector)
     assert all(map(torch.equal, third.parameters(), other.parameters()))
+
+
+def test_what_is_adopted_is_not_copied() -> None:
+    net, other = small_net(0), small_net(1)
+    flat, x = FlatParameters(net), images()
+    own, theirs = flat.vector, FlatParameters(other).vector
+    kept, expected = own.clone(), loss(other, x)
+    flat.adopt(theirs)
+    assert flat.vector is theirs
+    for name, view in flat.split(theirs).items():
+        assert net.get_parameter(name).data_ptr() == view.data_ptr(), name
+    assert torch.equal(loss(net, x), expected)
+    theirs.mul_(2.0)  # no copy: who writes to it is seen
+    assert torch.equal(loss(net, x), loss(other, x))
+    assert not torch.equal(loss(net, x), expected)
+    assert torch.equal(own, kept), "what was there before is left as it was"
+
+
+def test_gradients_land_where_they_did_whatever_is_adopted() -> None:
+    net, x = small_net(0), images()
+    flat = FlatParameters(net)
+    gradient, home = flat.gradient, flat.gradient.data_ptr()
+    for seed in (1, 2):
+        other = small_net(seed)
+        theirs = FlatParameters(other)
+        before = theirs.vector.clone()
+        flat.adopt(theirs.vector)
+        flat.zero_grad()
+        backward(net, x)
+        theirs.zero_grad()
+        backward(other, x)
+        assert torch.equal(flat.gradient, theirs.gradient)
+        assert flat.gradient.abs().sum() > 0
+        assert flat.gradient is gradient
+        assert flat.gradient.data_ptr() == home
+        assert torch.equal(flat.join(gradients(net)), flat.gradient)
+        assert torch.equal(theirs.vector, before), "nothing is written to what was adopted"
+
+
+def test_parameters_remain_those_that_an_optimizer_or_a_caller_holds() -> None:
+    net = small_net(0)
+    flat = FlatParameters(net)
+    held = dict(net.named_parameters())
+    flat.adopt(FlatParameters(small_net(1)).vector)
+    assert all(net.get_parameter(name) is parameter for name, parameter in held.items())
+    assert all(parameter.requires_grad for parameter in held.values())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda vector: vector[:-1],
+        lambda vector: torch.cat([vector, vector[:1]]),
+        lambda vector: vector.double(),
+        lambda vector: vector[None],
+    ],
+)
+def test_what_is_of_another_network_is_not_adopted(wrong: Callable[[Tensor], Tensor]) -> None:
+    flat = FlatParameters(small_net())
+    own = flat.vector
+    with pytest.raises(ValueError, match="is it from another network"):
+        flat.adopt(wrong(own))
+    assert flat.vector is own
 
 
 def test_refusals() -> None:

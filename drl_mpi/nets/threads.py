@@ -1,0 +1,30 @@
+"""What a thread has to say to torch before it computes beside others."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+
+def use_threads(count: int) -> None:
+    """Sets the number of torch's threads for the calling thread.
+
+    A thread's first parallel call takes over the number that was last set anywhere: asking for the
+    number first makes ours the last word.
+    """
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)
+
+
+def own_stream(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """A CUDA stream for what one thread computes; nothing on the CPU.
+
+    It may be entered again and again. Streams do not wait for one another: who hands over a tensor
+    must have waited for it (``item``, ``cpu``), and who takes one over waits for its maker's
+    stream.
+    """
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return torch.cuda.stream(stream)
