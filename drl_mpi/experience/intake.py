@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from drl_mpi.comm.parameters import ParameterPublisher
+from drl_mpi.comm.parameters import Publisher
 from drl_mpi.comm.poller import Poller, Watch
 from drl_mpi.comm.stream import Delivery, Receiver
 
@@ -29,7 +29,7 @@ class Intake:
         self,
         receiver: Receiver,
         poller: Poller,
-        publisher: ParameterPublisher,
+        publisher: Publisher,
         records: int,
         in_turn: Callable[[int], int] | None,
     ) -> None:

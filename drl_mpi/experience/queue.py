@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from drl_mpi.comm.parameters import ParameterPublisher
+from drl_mpi.comm.parameters import Publisher
 from drl_mpi.comm.poller import Poller
 from drl_mpi.comm.stream import Delivery, Receiver
 from drl_mpi.experience.batch import Batch
@@ -18,7 +19,8 @@ class UnrollQueue:
 
     Args:
         receiver: the stream of unroll records.
-        batch: tensors to fill; its width is the batch size.
+        batches: tensors to fill, in turn; their width is the batch size. A batch is valid until
+            its turn comes again.
         envs: n, environments per record; divides the number of fresh columns.
         poller: waits, and drives the publisher meanwhile.
         publisher: consuming an actor's whole unroll puts the publisher in its debt.
@@ -32,24 +34,30 @@ class UnrollQueue:
     def __init__(
         self,
         receiver: Receiver,
-        batch: Batch,
+        batches: Sequence[Batch],
         envs: int,
         poller: Poller,
-        publisher: ParameterPublisher,
+        publisher: Publisher,
         records: int = 1,
         *,
         replay: UnrollReplay | None = None,
         fresh: int | None = None,
         in_turn: Callable[[int], int] | None = None,
     ) -> None:
-        self.fresh = batch.shape.envs if fresh is None else fresh
-        if self.fresh % envs or not 0 < self.fresh <= batch.shape.envs:
+        width = batches[0].shape.envs
+        self.fresh = width if fresh is None else fresh
+        if self.fresh % envs or not 0 < self.fresh <= width:
             raise ValueError(
                 f"{self.fresh} fresh columns cannot be filled with records of {envs} environments"
             )
         self._intake = Intake(receiver, poller, publisher, records, in_turn)
         self._receiver = receiver
-        self._batch = batch
+        self._batches = deque(batches)
+        self.taken = 0
+        """Records so far."""
+        self._column = 0
+        """Fresh columns of the present batch that are filled."""
+        self._poller = poller
         self._envs = envs
         self._replay = replay
         self._held: list[Delivery] = []
@@ -60,20 +68,49 @@ class UnrollQueue:
         Their slots go back with the next call, when the update that they made was published: an
         actor that waits for room in the stream then finds that version there.
         """
-        self._release()
-        self._batch.begin()
-        for column in range(0, self.fresh, self._envs):
-            delivery, _ = self._intake.next()
-            fields = delivery.slot.fields
-            self._batch.write(column, fields)
-            self._batch.note(fields)
-            if self._replay is not None:
-                self._replay.add(fields)
-            self._hold(delivery)
+        self._begin()
+        while self._column < self.fresh:
+            self._poller.wait(self._take, "an actor's unroll")
+        return self._complete()
+
+    def poll(self) -> Batch | None:
+        """As ``next``, or ``None`` if the batch is not full yet."""
+        self._begin()
+        while self._column < self.fresh:
+            if not self._take():
+                return None
+        return self._complete()
+
+    def _begin(self) -> None:
+        if self._column == 0:
+            self._release()
+
+    def _take(self) -> bool | None:
+        """Unpacks the next record if there is one."""
+        arrived = self._intake.poll()
+        if arrived is None:
+            return None
+        batch, (delivery, _) = self._batches[0], arrived
+        if self._column == 0:
+            batch.begin()
+        fields = delivery.slot.fields
+        batch.write(self._column, fields)
+        batch.note(fields)
+        if self._replay is not None:
+            self._replay.add(fields)
+        self._hold(delivery)
+        self._column += self._envs
+        self.taken += 1
+        return True
+
+    def _complete(self) -> Batch:
+        batch = self._batches[0]
+        self._column = 0
+        self._batches.rotate(-1)
         self._intake.check()
         if self._replay is not None:
-            self._replay.fill(self._batch, self.fresh)
-        return self._batch.ready()
+            self._replay.fill(batch, self.fresh)
+        return batch.ready()
 
     def idle(self) -> None:
         """See ``Source.idle``: an actor feeds one queue only."""
@@ -89,7 +126,7 @@ class UnrollQueue:
 
     def gauges(self) -> dict[str, float]:
         """See ``Source.gauges``."""
-        return {}
+        return self._receiver.gauges()
 
     def state(self) -> dict[str, Any]:
         """Every actor's RNG."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from drl_mpi.comm.parameters import ParameterPublisher
+from drl_mpi.comm.parameters import Publisher
 from drl_mpi.comm.poller import Poller
 from drl_mpi.comm.stream import Delivery, Receiver
 from drl_mpi.experience.intake import Intake
@@ -48,7 +48,7 @@ class ReplaySource:
         envs: int,
         records: int,
         poller: Poller,
-        publisher: ParameterPublisher,
+        publisher: Publisher,
         *,
         start: int,
         steps_per_update: Fraction,

@@ -11,6 +11,8 @@ from drl_mpi.comm.poller import Poller, SilenceError, Watch
 from drl_mpi.experience import Batch, UnrollQueue, UnrollReplay
 from drl_mpi.experience.rng import make_rng
 
+SILENCE_S = 50.0
+
 
 @dataclass
 class Loan:
@@ -60,10 +62,16 @@ class Publisher:
         self.debts.append(rank)
 
 
+def poller():
+    """Its time passes while it sleeps, not while the machine is busy with other things."""
+    now = [0.0]
+    return Poller(SILENCE_S, lambda: now[0], lambda s: now.__setitem__(0, now[0] + 1000 * s))
+
+
 def queue(stream, batch, envs, publisher=None, **options):
-    return UnrollQueue(
-        stream, batch, envs, Poller(0.05), publisher or Publisher(), **options
-    )  # fmt: skip
+    """``batch``: one, or several that are filled in turn."""
+    batches = [batch] if isinstance(batch, Batch) else batch
+    return UnrollQueue(stream, batches, envs, poller(), publisher or Publisher(), **options)
 
 
 def test_batches_are_made_in_the_order_of_arrival(make_shape, make_fields):
@@ -100,9 +108,9 @@ def test_one_stuck_actor_among_others_is_noticed(make_shape, make_fields, monkey
     stream.sources = (4, 5)
     source = queue(stream, Batch(two), 2)
     source.next()
-    now[0] = 0.04
+    now[0] = 40.0
     source.next()
-    now[0] = 0.06
+    now[0] = 60.0
     with pytest.raises(SilenceError, match="nothing came from rank 4"):
         source.next()
 
@@ -249,3 +257,82 @@ def test_drain_throws_away_what_arrives_until_all_have_ended(make_shape, make_fi
 def test_widths_that_do_not_fit_are_refused(make_shape, fresh, envs):
     with pytest.raises(ValueError, match="fresh columns cannot be filled"):
         queue(Stream(), Batch(make_shape(envs=8)), envs, fresh=fresh)
+
+
+def test_poll_gives_the_batches_of_next_as_records_come(make_shape, make_fields):
+    two = make_shape(envs=2)
+    records = [(source, make_fields(two, n)) for n, source in enumerate((5, 4, 5, 4))]
+    stream, publisher = Stream(), Publisher()
+    source = queue(stream, Batch(make_shape(envs=4)), 2, publisher)
+    seen = []
+    for record in records:
+        assert source.poll() is None
+        stream.inbox.append(record)
+        if (batch := source.poll()) is not None:
+            seen.append((batch.rewards[0].tolist(), batch.steps, list(stream.released)))
+    assert seen == [([0, 1, 100, 101], 12, []), ([200, 201, 300, 301], 12, [5, 4])]
+    assert publisher.debts == [5, 4, 5, 4]
+    assert not stream.inbox, "what is there is unpacked though the batch is not full"
+    assert source.poll() is None
+    assert stream.released == [5, 4, 5, 4]
+
+
+def test_a_poll_that_finds_too_little_is_gone_on_from_by_next(make_shape, make_fields):
+    two = make_shape(envs=2)
+    stream = Stream((1, make_fields(two, 1)))
+    source = queue(stream, Batch(make_shape(envs=4)), 2)
+    assert source.poll() is None
+    stream.inbox.append((1, make_fields(two, 2)))
+    batch = source.next()
+    assert batch.versions.tolist() == [1, 1, 2, 2]
+    assert batch.steps == 12
+
+
+@pytest.mark.parametrize("how", ["next", "poll"])
+def test_a_batch_is_valid_until_its_turn_comes_again(make_shape, make_fields, how):
+    """As many trainers may be at work as there are batches."""
+    two, wide = make_shape(envs=2), make_shape(envs=4)
+    stream = Stream(*((1, make_fields(two, n)) for n in range(10)))
+    stream.depth = 20
+    source = queue(stream, [Batch(wide) for _ in range(3)], 2)
+    batches = [getattr(source, how)() for _ in range(3)]
+    assert len({id(batch) for batch in batches}) == 3
+    for turn, batch in enumerate(batches):
+        assert batch.versions.tolist() == np.repeat([2 * turn, 2 * turn + 1], 2).tolist()
+        assert batch.rewards[0, ::2].tolist() == [200.0 * turn, 200.0 * turn + 100.0]
+    kept = [batch.rewards.clone() for batch in batches]
+    assert getattr(source, how)() is batches[0]
+    assert batches[0].versions.tolist() == [6, 6, 7, 7]
+    assert [bool((batch.rewards == old).all()) for batch, old in zip(batches, kept)] == [
+        False, True, True,
+    ]  # fmt: skip
+
+
+def test_a_half_filled_batch_is_the_one_whose_turn_it_is(make_shape, make_fields):
+    two, wide = make_shape(envs=2), make_shape(envs=4)
+    stream = Stream(*((1, make_fields(two, n)) for n in range(5)))
+    stream.depth = 20
+    source = queue(stream, [Batch(wide), Batch(wide)], 2)
+    first, second = source.poll(), source.poll()
+    assert source.poll() is None
+    assert first.rewards[0].tolist() == [400.0, 401.0, 100.0, 101.0], "the oldest is filled anew"
+    assert second.rewards[0].tolist() == [200.0, 201.0, 300.0, 301.0]
+    assert second.versions.tolist() == [2, 2, 3, 3]
+
+
+def test_a_replay_tops_up_polled_batches(make_shape, make_fields):
+    two, wide = make_shape(envs=2), make_shape(envs=8)
+    replay = UnrollReplay(wide, 100, make_rng(1))
+    stream = Stream((1, make_fields(two, 7)))
+    source = queue(stream, [Batch(wide), Batch(wide)], 2, replay=replay, fresh=2)
+    batch = source.poll()
+    assert batch.versions.tolist() == [7, 7]
+    assert set(batch.rewards[0].tolist()) == {700.0, 701.0}
+    assert source.poll() is None
+    assert replay.size == 2
+
+
+def test_the_receivers_gauges_are_logged(make_shape):
+    stream = Stream()
+    stream.gauges = lambda: {"pps": 7.0}
+    assert queue(stream, Batch(make_shape()), 2).gauges() == {"pps": 7.0}
