@@ -1,1 +1,1 @@
-"""How actions are chosen: by a network in the actor's own rank. Import its modules directly."""
+"""How actions are chosen: in the actor's own rank, or centrally. Import its modules directly."""
