@@ -58,6 +58,10 @@ class OwnUnrolls:
     def release(self, delivery: Delivery) -> None:
         """Nothing to give back."""
 
+    def gauges(self) -> dict[str, float]:
+        """See ``Receiver.gauges``."""
+        return {}
+
     def close(self) -> None:
         """Ends the environments."""
         self._unroller.env.close()

@@ -2,47 +2,27 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
-from drl_mpi.comm.parameters import ParameterPublisher
+from drl_mpi.comm.parameters import Publisher
 from drl_mpi.comm.poller import Poller
 from drl_mpi.experience.source import Source
 from drl_mpi.experience.statistics import Statistics
 from drl_mpi.nets import FlatParameters
 from drl_mpi.roles.info import InfoWriter, Summary, summarise
+from drl_mpi.roles.loss import Loss
+from drl_mpi.roles.training import Training
 from drl_mpi.updating.protocol import Updating, Wish
 
 B = TypeVar("B", bound=Statistics)
-B_contra = TypeVar("B_contra", bound=Statistics, contravariant=True)
 
 
 Mark = tuple[int, int]
 """Steps and version of a checkpoint: which one it is."""
-
-
-class Loss(Protocol[B_contra]):
-    """What is minimised."""
-
-    def prepare(self, version: int) -> None:
-        """Called before each gradient, when the parameters are those of ``version``."""
-        ...
-
-    def __call__(self, batch: B_contra) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The scalar to differentiate, and detached scalars to log."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint needs to go on; empty for a pure function."""
-        ...
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from ``state``."""
-        ...
 
 
 class Journal(Protocol):
@@ -98,12 +78,13 @@ class Learner(Generic[B]):
     """Learns until the run is complete or stopped.
 
     Args:
-        flat: the network's parameters and gradients.
+        flat: the network's parameters.
         source: of batches.
-        loss: differentiates through the network behind ``flat``.
-        updating: applies gradients.
+        loss: for the checkpoint of what it keeps.
+        training: makes gradients of ``loss`` from batches of ``source``.
+        updating: applies them.
         publisher: sends versions to this learner's actors.
-        poller: the one that ``source`` and ``updating`` wait with.
+        poller: the one that all of these wait with.
         rhythm: of a run in lock-step.
         journal: on the first learner only.
         group: the learners.
@@ -117,8 +98,9 @@ class Learner(Generic[B]):
         flat: FlatParameters,
         source: Source[B],
         loss: Loss[B],
+        training: Training[B],
         updating: Updating,
-        publisher: ParameterPublisher,
+        publisher: Publisher,
         poller: Poller,
         rhythm: Rhythm,
         journal: Journal | None,
@@ -126,11 +108,11 @@ class Learner(Generic[B]):
         keep: Callable[[Mark, Mapping[str, Any]], str],
         gauges: Callable[[int, int], Mapping[str, float]] = lambda _version, _steps: {},
         saved: Mark | None = None,
-        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._flat = flat
         self._source = source
         self._loss = loss
+        self._training = training
         self._updating = updating
         self._publisher = publisher
         self._poller = poller
@@ -139,7 +121,6 @@ class Learner(Generic[B]):
         self._group = group
         self._keep = keep
         self._gauges = gauges
-        self._clock = clock
         self._saved = saved
         poller.background = publisher.progress
 
@@ -151,26 +132,21 @@ class Learner(Generic[B]):
             self._publisher.owe_all()
             self._publish()
         info = InfoWriter()
-        began, idle = self._clock(), self._poller.idle_s
         asked = stopping = False
         while not updating.over and not stopping:
-            batch = self._source.next()
-            updating.pull()
-            loss, scalars = self._differentiate(batch) if batch.trainable else (None, {})
+            trained = self._training.next()
+            batch, loss = trained.batch, trained.loss
             wish = Wish(*self._journal.wishes()) if self._journal else Wish()
-            now, waited = self._clock(), self._poller.idle_s - idle
             row = info.write(
-                batch, updating.version, waited_s=waited, worked_s=now - began - waited
+                batch, updating.version, waited_s=trained.waited_s, worked_s=trained.worked_s
             )
-            began, idle = now, self._poller.idle_s
             if loss is None:
                 updating.skip(row, steps=batch.steps, wish=wish)
             else:
-                value = float(loss.detach())
-                updating.apply(self._flat.gradient, row, loss=value, steps=batch.steps, wish=wish)
+                updating.apply(trained.gradient, row, loss=loss, steps=batch.steps, wish=wish)
                 if not rhythm.publish_every or updating.rounds % rhythm.publish_every == 0:
                     self._publish()
-            self._report(scalars)
+            self._report(trained.scalars)
             if updating.agreed.stop and not asked and rhythm.save_every and self._journal:
                 self._journal.note("lock-step: stopping at the next checkpoint")
             asked = asked or updating.agreed.stop
@@ -185,13 +161,6 @@ class Learner(Generic[B]):
                     updating.pull()
         self._end()
         return updating.over
-
-    def _differentiate(self, batch: B) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        self._loss.prepare(self._updating.version)
-        self._flat.zero_grad()
-        loss, scalars = self._loss(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss, scalars
 
     def _publish(self) -> None:
         if not self._publisher.subscribed:
@@ -256,4 +225,5 @@ class Learner(Generic[B]):
             return True if told and drained else None
 
         self._poller.wait(ready, "the actors to end their streams")
+        self._training.close()
         self._source.close()

@@ -80,7 +80,7 @@ def test_a_queue_takes_them_as_if_from_a_stream_and_makes_none_at_the_end(make):
     made = make(register("drl_mpi/Games-v0", lengths=(5, -3, 1, -1, 9)))
     owed = []
     publisher = SimpleNamespace(owe=owed.append)
-    queue = UnrollQueue(made.own, Batch(made.shape), 4, Poller(1.0), publisher)
+    queue = UnrollQueue(made.own, [Batch(made.shape)], 4, Poller(1.0), publisher)
     seen = [queue.next().versions.tolist() for _ in range(3)]
     assert seen == [[3] * 4, [6] * 4, [9] * 4]
     assert list(queue.state()["rng"]) == [str(RANK)]

@@ -11,6 +11,7 @@ from drl_mpi.envs import EnvSpec
 from drl_mpi.experience import Batch, UnrollShape
 from drl_mpi.roles.info import WIDTH
 from drl_mpi.roles.learner import Learner, Rhythm
+from drl_mpi.roles.training import OwnTraining
 from drl_mpi.updating.protocol import Wish
 
 SHAPE = UnrollShape(EnvSpec("any", (3,), "float32", 1, 2, 1), 4, 2)
@@ -204,6 +205,13 @@ class Rooms:
         return self.parts[-1][1]
 
 
+class Training(OwnTraining):
+    closed = 0
+
+    def close(self):
+        self.closed += 1
+
+
 def learn(rooms, rhythm=None, *, leads=True):
     class Flat:
         vector, gradient = torch.zeros(2), torch.zeros(1)
@@ -212,8 +220,10 @@ def learn(rooms, rhythm=None, *, leads=True):
             rooms.loss.weight.grad = self.gradient
             self.gradient.zero_()
 
+    flat, poller = Flat(), Poller(1.0)
+    training = rooms.training = Training(flat, rooms.source, rooms.loss, rooms, poller)
     return Learner(
-        Flat(), rooms.source, rooms.loss, rooms, rooms, Poller(1.0), rhythm or Rhythm(),
+        flat, rooms.source, rooms.loss, training, rooms, rooms, poller, rhythm or Rhythm(),
         rooms if leads else None, rooms, rooms.keep,
         lambda version, steps: {"exploration": version + steps / 1000},
     ).run()  # fmt: skip
@@ -231,6 +241,7 @@ def test_it_ends_with_its_updating_and_saves_there():
     assert rooms.losses == [(2.0, 5.0)] * 3, "each gradient of its own, and its loss"
     assert rooms.loss.prepared == [0, 1, 2]
     assert rooms.source.closed
+    assert rooms.training.closed == 1
     assert rooms.log[-1] == "close"
 
 
@@ -378,7 +389,7 @@ def test_publishing_goes_on_while_it_waits():
     rooms = Rooms(end=1)
     poller = Poller(1.0)
     Learner(
-        SimpleNamespace(), rooms.source, rooms.loss, rooms, rooms, poller, Rhythm(), rooms, rooms,
-        rooms.keep,
+        SimpleNamespace(), rooms.source, rooms.loss, SimpleNamespace(), rooms, rooms, poller,
+        Rhythm(), rooms, rooms, rooms.keep,
     )  # fmt: skip
     assert poller.background == rooms.progress
