@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +69,18 @@ def end_family(process: subprocess.Popen[str]) -> None:
             os.kill(pid, signal.SIGKILL)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def launchers_leftovers() -> None:
+    """Removes the session folders of launchers that were killed.
+
+    A later mpirun with the same process id would find its sockets there and refuse to start.
+    """
+    for folder in Path(tempfile.gettempdir()).glob("ompi.*"):
+        pid = folder.name.removeprefix("ompi.")
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

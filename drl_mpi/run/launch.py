@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import sys
+import time
 import traceback
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,10 @@ from drl_mpi.run.launcher import (
 from drl_mpi.run.layout import Layout, local_layout, plan
 
 log = logging.getLogger(__name__)
+
+FORWARD_S = 0.2
+"""Seconds that a launcher gets to show a rank's last words before the abort's notice, which takes
+another way, overtakes them."""
 
 
 class Job(Protocol):
@@ -229,6 +234,7 @@ def _rank_main(job: Job, size: int) -> int:
             text, code = f"rank {world.rank} failed:\n{traceback.format_exc()}", 1
         sys.stderr.write(text)
         sys.stderr.flush()
+        time.sleep(FORWARD_S)
         if log.hasHandlers():
             log.error(text)
         world.abort(code)

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 Table = dict[str, npt.NDArray[np.float64]]
 
 # Okabe and Ito's colours: told apart by everybody. Beyond seven runs the dashes change.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", ":", "-.")
 
-_STYLE: dict[str, Any] = {
+STYLE: dict[str, Any] = {
     "axes.grid": True,
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -76,7 +76,7 @@ def plot(runs: Sequence[Path], output: Path, x: str = "frames") -> None:
         raise UsageError(
             f"plotting needs matplotlib ({error}): pip install -e '.[plot]'"
         ) from error
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = _draw(tables, _labels(runs), x)
         try:
             figure.savefig(output, dpi=150)
@@ -98,8 +98,8 @@ def _draw(tables: Sequence[Table], labels: Sequence[str], x: str) -> Figure:
     curves = zip(tables, positions, labels, strict=True)
     for number, (table, over, label) in enumerate(curves):
         look: dict[str, Any] = {
-            "color": _COLOURS[number % len(_COLOURS)],
-            "linestyle": _DASHES[number // len(_COLOURS) % len(_DASHES)],
+            "color": COLOURS[number % len(COLOURS)],
+            "linestyle": _DASHES[number // len(COLOURS) % len(_DASHES)],
         }
         marker = "o" if over.size == 1 else None  # one point makes no line
         large.plot(over, table["return_mean"], label=label, lw=1.8, marker=marker, **look)

@@ -24,6 +24,8 @@ _ORDER = (
 _FIRST_TO_GO = (
     "version", "updates", "steps", "episodes", "wait", "lag", "rate", "eta", "return",
 )  # fmt: skip
+_MAKE_ROOM = 6
+"""How many of these make room for what the system has to say beyond the row."""
 
 
 class Progress:
@@ -47,13 +49,19 @@ class Progress:
         self._period = PLAIN_PERIOD_S if width is None else TERMINAL_PERIOD_S
         self._shown_at = -math.inf
         self._row: Mapping[str, float] | None = None
+        self._also = ""
         self._shown: Mapping[str, float] | None = None
         self._recent: deque[tuple[float, float]] = deque()  # (seconds, frames), for the ETA
 
-    def update(self, row: Mapping[str, float]) -> None:
-        """Takes a row; shows it if the last one was shown long enough ago."""
+    def update(self, row: Mapping[str, float], also: str = "") -> None:
+        """Takes a row; shows it if the last one was shown long enough ago.
+
+        Args:
+            row: of progress.csv.
+            also: what the system says beyond it; a terminal cuts it to its width.
+        """
         now = self._clock()
-        self._row = row
+        self._row, self._also = row, also
         self._recent.append((now, row["frames"]))
         while len(self._recent) > 2 and self._recent[1][0] < now - ETA_WINDOW_S:
             self._recent.popleft()
@@ -80,25 +88,27 @@ class Progress:
             self._write(f"{message}\n")
         self._row = None
 
-    def line(self, row: Mapping[str, float], width: int | None = None) -> str:
+    def line(self, row: Mapping[str, float], width: int | None = None, also: str = "") -> str:
         """The text for one row: at most `width` characters, all there is to say if None."""
         long, short = self._parts(row)
-        text = "  ".join(long[name] for name in _ORDER)
+        text = "  ".join([*(long[name] for name in _ORDER), *([also] if also else [])])
         if width is None or len(text) <= width:
             return text
         for gone in range(len(_FIRST_TO_GO) + 1):
             text = "  ".join(short[name] for name in _ORDER if name not in _FIRST_TO_GO[:gone])
-            if len(text) <= width:
+            if gone == _MAKE_ROOM:
+                also = also[: max(0, width - len(text) - 2)]
+            if len(text) + (2 + len(also) if also else 0) <= width:
                 break
-        return text[:width]
+        return (f"{text}  {also}" if also else text)[:width]
 
     def _show(self, row: Mapping[str, float]) -> None:
         self._shown = row
         if self._width is None:
-            self._write(f"{self.line(row)}\n")
+            self._write(f"{self.line(row, also=self._also)}\n")
         else:
             room = max(self._width - 1, 0)  # the last column would wrap on some terminals
-            self._write(f"\r{self.line(row, room):<{room}}")
+            self._write(f"\r{self.line(row, room, self._also):<{room}}")
 
     def _write(self, text: str) -> None:
         if self._stream is None:

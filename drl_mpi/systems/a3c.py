@@ -16,7 +16,8 @@ from drl_mpi.systems.served import COLUMNS, Served
 if TYPE_CHECKING:
     from drl_mpi.acting.choosing import Choose
     from drl_mpi.experience.source import Source
-    from drl_mpi.roles.learner import Loss
+    from drl_mpi.nets import FlatParameters, Network
+    from drl_mpi.roles.loss import Loss
     from drl_mpi.systems.builder import Builder
 
 
@@ -70,11 +71,11 @@ class A3C(Served):
         """Each unroll once, where it was made."""
         return builder.queue(self.envs_per_actor)
 
-    def make_loss(self, builder: Builder) -> Loss[Any]:
+    def make_loss(self, net: Network, flat: FlatParameters) -> Loss[Any]:  # noqa: ARG002
         """N-step actor-critic."""
         from drl_mpi.systems.actor_critic_loss import ActorCriticLoss
 
-        return ActorCriticLoss(builder.net, self.baseline_cost, self.entropy_cost)
+        return ActorCriticLoss(net, self.baseline_cost, self.entropy_cost)
 
     # -- what follows from them -----------------------------------------------------------------
 

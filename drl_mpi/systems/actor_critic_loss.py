@@ -19,12 +19,20 @@ class ActorCriticLoss(PureLoss):
         net: the network to train, with a policy and a value head.
         baseline_cost: weight of the value loss 0.5 (R - V)^2.
         entropy_cost: weight of the entropy bonus.
+        min_probability: the guard of GA3C's logarithms (Babaeizadeh et al. 2017, section 3.3).
     """
 
-    def __init__(self, net: Network, baseline_cost: float, entropy_cost: float) -> None:
+    def __init__(
+        self,
+        net: Network,
+        baseline_cost: float,
+        entropy_cost: float,
+        min_probability: float = 0.0,
+    ) -> None:
         self._net = net
         self._baseline_cost = baseline_cost
         self._entropy_cost = entropy_cost
+        self._guard = min_probability
 
     def __call__(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss, and its terms per step to log."""
@@ -40,9 +48,15 @@ class ActorCriticLoss(PureLoss):
         discounts = torch.where(batch.valid, batch.discounts, 0.0)
         returns = discounted_returns(rewards, discounts, last.value[0])
         valid = batch.valid
-        policy = policy_gradient_loss(output.logits, batch.actions, returns - values, mask=valid)
+        policy = policy_gradient_loss(
+            output.logits,
+            batch.actions,
+            returns - values,
+            mask=valid,
+            min_probability=self._guard,
+        )
         value = value_loss(output.value, returns, mask=valid)
-        entropy = entropy_loss(output.logits, mask=valid)
+        entropy = entropy_loss(output.logits, mask=valid, min_probability=self._guard)
         loss = policy + self._baseline_cost * value + self._entropy_cost * entropy
         steps = valid.sum().clamp_min(1)
         return loss, {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import sys
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -16,7 +15,7 @@ import torch
 from drl_mpi import envs, nets
 from drl_mpi.acting.local import Acting, LocalActing, SharedActing
 from drl_mpi.acting.parameters import Parameters, PulledParameters
-from drl_mpi.comm.parameters import ParameterPublisher, ParameterSubscriber
+from drl_mpi.comm.parameters import ParameterPublisher, ParameterSubscriber, Publisher
 from drl_mpi.comm.poller import Poller
 from drl_mpi.comm.shards import ShardClient
 from drl_mpi.comm.stream import Receiver, Sender, SpreadSender, StreamReceiver, StreamSender
@@ -33,16 +32,19 @@ from drl_mpi.roles.actor import Actor
 from drl_mpi.roles.bundle import OwnUnrolls
 from drl_mpi.roles.info import WIDTH
 from drl_mpi.roles.learner import Learner, Mark, Rhythm
+from drl_mpi.roles.training import OwnTraining, Training
 from drl_mpi.roles.unroller import Pace, Unroller
 from drl_mpi.run.checkpoint import CheckpointError, Checkpoints, load
 from drl_mpi.run.checkpoint_parts import PARTS, part_path
 from drl_mpi.run.folder import RunFolder
 from drl_mpi.run.layout import Layout
+from drl_mpi.systems.central import COLUMNS, Central
 from drl_mpi.systems.inspection import metrics_of
 from drl_mpi.systems.journal import RunJournal
 from drl_mpi.systems.network import make_net
 from drl_mpi.systems.served import Served
-from drl_mpi.systems.system import Prepared, System, stored
+from drl_mpi.systems.service import Service
+from drl_mpi.systems.system import Prepared, System, stored, yield_cores
 from drl_mpi.systems.tags import TAG_PARAMETERS, TAG_REPORTS, TAG_SHARDS, TAG_UNROLLS
 from drl_mpi.updating.allreduce import AllReduceUpdating
 from drl_mpi.updating.local import LocalUpdating
@@ -54,7 +56,6 @@ from drl_mpi.updating.servers import ServerUpdating, is_last
 
 log = logging.getLogger(__name__)
 
-ACTOR_NICENESS = 5
 OUTLIER_PATIENCE = 10
 """Rejections in a row that are no outliers but a new level, as after a target network's renewal."""
 REPORTS_DEPTH = 2
@@ -98,15 +99,22 @@ class Builder:
             self.sources = config.actors_of(world.rank, layout)
             """Ranks whose unrolls come here; none if this learner acts for itself."""
             self.updating: Updating
-            self.publisher = ParameterPublisher(
-                world.comm,
-                () if config.served else self.sources,
-                prepared.size,
-                TAG_PARAMETERS,
-            )
+            self.publisher: Publisher
         self.shape = UnrollShape(
             prepared.spec, config.unroll_length, config.record_envs(layout), self.net.state_shape
         )
+        self.service: Service | None = None
+        """What serves actors without a network, on their learner."""
+        if group is not None:
+            self.publisher = self._publisher()
+
+    def _publisher(self) -> Publisher:
+        config = self.config
+        if isinstance(config, Central) and config.central:
+            self.service = Service(config, self)
+            return self.service.acting
+        subscribers = () if config.served else self.sources
+        return ParameterPublisher(self.world.comm, subscribers, self.prepared.size, TAG_PARAMETERS)
 
     @property
     def group(self) -> Group:
@@ -133,10 +141,8 @@ class Builder:
 
     def act(self) -> bool:
         """Plays an actor to the end of the run."""
-        place, config = self.place, self.config
-        if place.cores is not None and self.layout.ranks_on(place.host) > place.cores:
-            # Where ranks share cores, learners go first: else unrolls queue up and grow old.
-            os.nice(ACTOR_NICENESS)
+        config = self.config
+        yield_cores(self.layout, self.place)
         rng = self._acting_rng()
         acting = LocalActing(self.net, self._parameters(), self.poller, config.choose(self), rng)
         sender = self._sender()
@@ -188,15 +194,6 @@ class Builder:
                 rng.bit_generator.state = fresh.bit_generator.state
             return envs.seed_for(config.seed, index, config.envs_per_actor, epoch)
 
-        pace = None
-        if config.lockstep:
-            pace = Pace(
-                config.updates_per_round(self.layout),
-                config.checkpoint_unrolls,
-                prepared.rounds,
-                0 if prepared.checkpoint else config.warm_up_unrolls(self.layout),
-                by_number=not config.served,
-            )
         return Unroller(
             envs.make(config.env, config.envs_per_actor, config.env_options),
             acting,
@@ -205,18 +202,38 @@ class Builder:
             reward_clip=config.reward_clip,
             restart=restart,
             epoch=prepared.restarts,
-            pace=pace,
+            pace=self.pace,
             progress=progress,
+        )
+
+    @property
+    def pace(self) -> Pace | None:
+        """Of actors in lock-step."""
+        config, prepared = self.config, self.prepared
+        if not config.lockstep:
+            return None
+        return Pace(
+            config.updates_per_round(self.layout),
+            config.checkpoint_unrolls,
+            prepared.rounds,
+            0 if prepared.checkpoint else config.warm_up_unrolls(self.layout),
+            by_number=not config.served,
         )
 
     # -- a learner ------------------------------------------------------------------------------
 
     def learn(self) -> bool:
         """Plays a learner to the end of the run. Returns whether that is complete."""
-        config, group, prepared = self.config, self.group, self.prepared
+        config, group = self.config, self.group
         self.updating = config.make_updating(self)
-        loss = config.make_loss(self)
+        loss = config.make_loss(self.net, self.flat)
         source = config.make_source(self)
+        training: Training[Any]
+        if self.service:
+            assert isinstance(source, UnrollQueue)
+            training = self.service.training(source)
+        else:
+            training = OwnTraining(self.flat, source, loss, self.updating, self.poller)
         journal = self._journal() if group.rank == 0 else None
         metrics = self._restore(loss, source)
         if journal:
@@ -226,14 +243,18 @@ class Builder:
             self.flat,
             source,
             loss,
+            training,
             self.updating,
             self.publisher,
             self.poller,
-            Rhythm(save_every=period * config.checkpoint_unrolls, publish_every=period),
+            Rhythm(
+                save_every=period * config.checkpoint_unrolls,
+                publish_every=0 if self.service else period,
+            ),
             journal,
             group,
             self._keep,
-            lambda version, steps: config.gauges(version, steps * prepared.spec.action_repeat),
+            self._gauges,
             self._saved,
         )
         # Ranks load for seconds; without this the first one there would learn alone.
@@ -243,6 +264,11 @@ class Builder:
             complete = complete or journal.out_of_time
             journal.finish(complete)
         return complete
+
+    def _gauges(self, version: int, steps: int) -> dict[str, float]:
+        """See ``Learner.gauges``."""
+        numbers = self.config.gauges(version, steps * self.prepared.spec.action_repeat)
+        return numbers | (self.service.gauges() if self.service else {})
 
     @property
     def learning_rate(self) -> Callable[[int], float]:
@@ -310,7 +336,9 @@ class Builder:
             replay = UnrollReplay(wide, replay_capacity, rng)
         return UnrollQueue(
             self._receiver(),
-            Batch(wide, self.device),
+            [Batch(wide, self.device) for _ in range(self.service.most.trainers)]
+            if self.service
+            else [Batch(wide, self.device)],
             self.shape.envs,
             self.poller,
             self.publisher,
@@ -363,6 +391,8 @@ class Builder:
         return self.config.envs_per_actor // self.shape.envs // share
 
     def _receiver(self) -> Receiver:
+        if self.service:
+            return self.service.acting
         if not self.acts_itself:
             depth = self.config.stream_depth * self._records
             return StreamReceiver(
@@ -399,7 +429,7 @@ class Builder:
         return RunJournal(
             folder,
             stored(config),
-            config.columns,
+            (*config.columns, *(COLUMNS if self.service else ())),
             action_repeat=prepared.spec.action_repeat,
             total_frames=config.total_frames,
             checkpoint_minutes=config.checkpoint_minutes,
@@ -407,6 +437,7 @@ class Builder:
             max_minutes=config.max_minutes,
             restarts=prepared.restarts,
             skipped=prepared.skipped,
+            status=self.service.status if self.service else str,
         )
 
     def _keep(self, mark: Mark, state: Mapping[str, Any]) -> str:

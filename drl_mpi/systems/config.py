@@ -163,6 +163,8 @@ class RunConfig:
                 "precision",
                 "device",
                 "total_frames",
+                "groups",
+                "predict_batch",
             }
         return {name: value for name, value in fields.items() if name not in free}
 

@@ -13,7 +13,6 @@ from drl_mpi.systems.q_learning import QLearning
 
 if TYPE_CHECKING:
     from drl_mpi.systems.builder import Builder
-    from drl_mpi.updating.optimizers import Adam, RMSProp
     from drl_mpi.updating.protocol import Updating
 
 
@@ -40,11 +39,7 @@ class DQN(QLearning):
 
     def make_updating(self, builder: Builder) -> Updating:
         """Local."""
-        return builder.update_locally(self._optimizer())
-
-    def optimizer_slots(self) -> set[str]:
-        """See ``System.optimizer_slots``."""
-        return set(self._optimizer().initial)
+        return builder.update_locally(self.make_optimizer())
 
     def check(self) -> None:
         """See ``RunConfig.check``."""
@@ -53,11 +48,6 @@ class DQN(QLearning):
             raise UsageError(
                 f"--learners {self.learners}: DQN has one; for more use jobs/gorilla.py"
             )
-
-    def _optimizer(self) -> Adam | RMSProp:
-        from drl_mpi.updating.optimizers import make_optimizer
-
-        return make_optimizer(self.optimizer, **self.optimizer_settings())
 
 
 PAPER = replace(

@@ -1,7 +1,7 @@
 """IMPALA: importance weighted actor-learner architecture (Espeholt et al. 2018, arXiv 1802.01561).
 
-actions: local | experience: queue, optionally with replay | gradients: local, or all-reduce among
-learners | loss: V-trace
+actions: local, or central as in SEED | experience: queue, optionally with replay | gradients:
+local, or all-reduce among learners | loss: V-trace
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import tyro
 from drl_mpi.envs import EnvSpec
 from drl_mpi.errors import UsageError
 from drl_mpi.run.layout import Layout
-from drl_mpi.systems.system import System
+from drl_mpi.systems.central import Central
 
 if TYPE_CHECKING:
     from drl_mpi.acting.choosing import Choose
     from drl_mpi.experience.source import Source
-    from drl_mpi.roles.learner import Loss
+    from drl_mpi.nets import FlatParameters, Network
+    from drl_mpi.roles.loss import Loss
     from drl_mpi.systems.builder import Builder
-    from drl_mpi.updating.optimizers import Adam, RMSProp
     from drl_mpi.updating.protocol import Updating
 
 
 @dataclass(frozen=True, kw_only=True)
-class Impala(System):
+class Impala(Central):
     """IMPALA: actors send unrolls to learners, which correct for policy lag with V-trace.
 
     The defaults are for a small machine and are ours: measured on Pong, see docs/benchmarks.md.
@@ -35,6 +35,9 @@ class Impala(System):
     frames and hundreds of actors.
     """
 
+    acting: Literal["local", "central"] = "local"
+    """Where actions are chosen: by actors with a copy of the network, or by their learner for all
+    of them, as in SEED (Espeholt et al. 2020), where actors only step environments."""
     unroll_length: int = 20
     """Steps per unroll, T (Espeholt et al. 2018: 20 on Atari)."""
     envs_per_actor: int = 16
@@ -95,11 +98,11 @@ class Impala(System):
         """Local, or all-reduce among learners."""
         return builder.update_locally(self.make_optimizer())
 
-    def make_loss(self, builder: Builder) -> Loss[Any]:
+    def make_loss(self, net: Network, flat: FlatParameters) -> Loss[Any]:  # noqa: ARG002
         """V-trace."""
         from drl_mpi.systems.vtrace_loss import VTraceLoss
 
-        return VTraceLoss(builder.net, self)
+        return VTraceLoss(net, self)
 
     # -- what follows from them -----------------------------------------------------------------
 
@@ -111,7 +114,12 @@ class Impala(System):
     @property
     def record_width(self) -> int:
         """Environments per record: as many as both actors and batches can be cut into."""
-        return gcd(self.envs_per_actor, self.fresh)
+        return gcd(self.group_envs if self.central else self.envs_per_actor, self.fresh)
+
+    @property
+    def central(self) -> bool:
+        """See ``System.central``."""
+        return self.acting == "central"
 
     def record_envs(self, layout: Layout) -> int:  # noqa: ARG002
         """See ``System.record_envs``."""
@@ -160,16 +168,6 @@ class Impala(System):
                 f"--clip-c is {self.clip_c}; allowed: 0 to --clip-rho ({self.clip_rho}), since a "
                 "trace must not outweigh the difference that it carries (paper, section 4.1)"
             )
-
-    def make_optimizer(self) -> Adam | RMSProp:
-        """RMSProp as in the paper, or Adam."""
-        from drl_mpi.updating.optimizers import make_optimizer
-
-        return make_optimizer(self.optimizer, **self.optimizer_settings())
-
-    def optimizer_slots(self) -> set[str]:
-        """See ``System.optimizer_slots``."""
-        return set(self.make_optimizer().initial)
 
     def check_layout(self, layout: Layout) -> None:
         """Refuses layouts that cannot fill batches, or not in a fixed order."""

@@ -45,6 +45,7 @@ class RunJournal:
         log_seconds: between rows of progress.csv.
         max_minutes: of training, after which ``wishes`` asks to stop; 0 for no limit.
         restarts: how often the run was started before.
+        status: what the system says on the live display, beyond the columns.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class RunJournal:
         max_minutes: float,
         restarts: int,
         skipped: Sequence[tuple[Path, str]] = (),
+        status: Callable[[], str] = str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.out_of_time = False
@@ -71,6 +73,7 @@ class RunJournal:
         self._checkpoint_s = checkpoint_minutes * 60.0
         self._max_s = max_minutes * 60.0
         self._restarts = restarts
+        self._status = status
         self._clock = clock
         self._checkpoints = Checkpoints(folder.checkpoints)
         self._checkpoints.skipped = list(skipped)
@@ -141,7 +144,7 @@ class RunJournal:
         now = self._clock()
         if now - self._shown_at >= SHOW_EVERY_S:
             self._shown_at = now
-            self._progress.update(self._row(self._shown))
+            self._progress.update(self._row(self._shown), self._status())
         if now - self._logged_at >= self._log_s:
             self._log_row()
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from drl_mpi.acting.choosing import Choose
     from drl_mpi.envs import EnvSpec
     from drl_mpi.experience.source import Source
-    from drl_mpi.roles.learner import Loss
+    from drl_mpi.nets import FlatParameters, Network
+    from drl_mpi.roles.loss import Loss
     from drl_mpi.systems.builder import Builder
 
 
@@ -131,11 +132,11 @@ class QLearning(System):
             steps_per_update=self.steps_per_update,
         )
 
-    def make_loss(self, builder: Builder) -> Loss[Any]:
+    def make_loss(self, net: Network, flat: FlatParameters) -> Loss[Any]:
         """Temporal differences."""
         from drl_mpi.systems.q_loss import QLoss
 
-        return QLoss(builder.net, builder.flat, self.target_period, self.double)
+        return QLoss(net, flat, self.target_period, self.double)
 
     def gauges(self, version: int, frames: int) -> dict[str, float]:
         """See ``System.gauges``."""

@@ -68,10 +68,6 @@ class Served(System):
         """On the servers."""
         return builder.update_on_servers(self)
 
-    def optimizer_slots(self) -> set[str]:
-        """See ``System.optimizer_slots``."""
-        return set(self.make_shard_optimizer(1).slots())
-
     def check(self) -> None:
         """See ``RunConfig.check``."""
         super().check()

@@ -7,10 +7,11 @@ Nothing here loads torch: a parameter server's rank stops at `serving`. Learners
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,15 +22,18 @@ from drl_mpi.errors import EXIT_OK, EXIT_STOPPED, UsageError
 from drl_mpi.run.folder import RunFolder
 from drl_mpi.run.gpus import visible_gpus
 from drl_mpi.run.launcher import STOP_SIGNALS
-from drl_mpi.run.layout import Layout, Role
+from drl_mpi.run.layout import Layout, Placement, Role
 from drl_mpi.systems.config import RunConfig
+from drl_mpi.updating.shard_optimizers import make_shard_optimizer
 
 if TYPE_CHECKING:
     from drl_mpi.acting.choosing import Choose
     from drl_mpi.envs import EnvSpec
     from drl_mpi.experience.source import Source
-    from drl_mpi.roles.learner import Loss
+    from drl_mpi.nets import FlatParameters, Network
+    from drl_mpi.roles.loss import Loss
     from drl_mpi.systems.builder import Builder
+    from drl_mpi.updating.optimizers import Adam, RMSProp
     from drl_mpi.updating.protocol import Updating
 
 log = logging.getLogger(__name__)
@@ -69,9 +73,6 @@ class System(RunConfig):
     decay: float
     epsilon: float
 
-    annealed: ClassVar[bool] = True
-    """Whether the learning rate falls linearly to 0 at ``total_frames``."""
-
     # -- the four choices -----------------------------------------------------------------------
 
     def choose(self, builder: Builder) -> Choose:
@@ -86,8 +87,8 @@ class System(RunConfig):
         """Where gradients are applied."""
         raise NotImplementedError
 
-    def make_loss(self, builder: Builder) -> Loss[Any]:
-        """What is minimised."""
+    def make_loss(self, net: Network, flat: FlatParameters) -> Loss[Any]:
+        """What is minimised, by a network whose parameters are ``flat``."""
         raise NotImplementedError
 
     # -- what follows from them -----------------------------------------------------------------
@@ -98,8 +99,18 @@ class System(RunConfig):
         return "policy_value"
 
     @property
+    def annealed(self) -> bool:
+        """Whether the learning rate falls linearly to 0 at ``total_frames``."""
+        return True
+
+    @property
     def served(self) -> bool:
         """Whether parameter servers own the parameters."""
+        return False
+
+    @property
+    def central(self) -> bool:
+        """Whether learners choose the actions of actors that hold no network."""
         return False
 
     def wanted(self, ranks: int | None) -> dict[str, int | None]:  # noqa: ARG002
@@ -131,13 +142,20 @@ class System(RunConfig):
         decay = {"decay": self.decay} if "rmsprop" in self.optimizer else {}
         return {"eps": self.epsilon, **decay}
 
+    def make_optimizer(self) -> Adam | RMSProp:
+        """Of a learner that applies its gradients itself."""
+        from drl_mpi.updating.optimizers import make_optimizer
+
+        return make_optimizer(self.optimizer, **self.optimizer_settings())
+
     def optimizer_slots(self) -> set[str]:
         """Names of what the optimiser keeps per parameter.
 
         Raises:
             ValueError: for an optimiser whose settings cannot work.
         """
-        raise NotImplementedError
+        # A server's optimisers keep and refuse the same as a learner's, and load no torch.
+        return set(make_shard_optimizer(self.optimizer, 1, **self.optimizer_settings()).slots())
 
     def replay_size(self) -> int:
         """Entries of a learner's replay, as the user gave them; 0 without one."""
@@ -229,6 +247,12 @@ class System(RunConfig):
 
             world.meet(poller, together)
             serve(self, world, layout, prepared, poller)
+        elif place.role is Role.ACTOR and self.central:
+            from drl_mpi.systems.asking import ask
+
+            actor = ask(self, world, layout, prepared, poller)
+            world.meet(poller, together)
+            actor.run()
         else:
             from drl_mpi.systems.builder import Builder
 
@@ -238,6 +262,15 @@ class System(RunConfig):
         complete = world.share_flag(complete, poller, "the first learner to finish")
         log.info("%s", "finished" if complete else "stopped early")
         return EXIT_OK if complete else EXIT_STOPPED
+
+
+ACTOR_NICENESS = 5
+
+
+def yield_cores(layout: Layout, place: Placement) -> None:
+    """Where ranks share cores, learners go first: else unrolls queue up and grow old."""
+    if place.cores is not None and layout.ranks_on(place.host) > place.cores:
+        os.nice(ACTOR_NICENESS)
 
 
 def stored(config: System) -> dict[str, Any]:
