@@ -1,4 +1,4 @@
-"""Runs the stages, one after the other on every core, and then the real job."""
+"""Runs the stages, one after the other on every core, and the real job."""
 
 from __future__ import annotations
 
@@ -11,22 +11,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from drl_mpi.bench.config import Bench, command_line
+from drl_mpi.bench.command import BenchError
+from drl_mpi.bench.config import BatchSize, BenchOptions, bench_command_line, command_line
+from drl_mpi.bench.runs import Row, rows_of, run_job
 from drl_mpi.run.folder import RunFolder
-from drl_mpi.run.metrics import read_progress
 
 Window = tuple[int, float]
 """(steps, seconds)"""
-
-
-class BenchError(RuntimeError):
-    """A measurement failed; the message says where to look."""
 
 
 @dataclass(frozen=True)
 class StageWindows:
     """What one stage did."""
 
+    batch: BatchSize
     windows: list[list[Window]]
     """[processes][repeats]"""
     load_before: float
@@ -40,12 +38,14 @@ class JobRows:
     command: list[str]
     folder: Path
     layout: str
-    rows: list[dict[str, float]]
+    rows: list[Row]
     """Of its progress.csv; the first ends the warm-up."""
     load_before: float
 
 
-def measure_stage(stage: str, config: Bench, processes: int) -> StageWindows:
+def measure_stage(
+    stage: str, config: BenchOptions, batch: BatchSize, processes: int
+) -> StageWindows:
     """Runs one process of ``stage`` per core, all started together.
 
     They are not bound to cores, as the job's ranks are not: the kernel spreads them.
@@ -53,12 +53,12 @@ def measure_stage(stage: str, config: Bench, processes: int) -> StageWindows:
     Raises:
         BenchError: when a process fails; it has said why on stderr.
     """
-    options = command_line(config.job(config.path))
+    options = bench_command_line(config)
     load = os.getloadavg()[0]
     with ExitStack() as stack:
         children = []
         for process in range(processes):
-            words = [stage, str(process), str(config.seconds), str(config.repeats), *options]
+            words = [stage, str(process), str(batch.environments), *options]
             child = subprocess.Popen(
                 [sys.executable, "-m", "drl_mpi.bench.stage", *words],
                 stdin=subprocess.PIPE,
@@ -80,7 +80,7 @@ def measure_stage(stage: str, config: Bench, processes: int) -> StageWindows:
         ]
         for child in children:
             child.wait()
-    return StageWindows(windows, load)
+    return StageWindows(batch, windows, load)
 
 
 def _expect(stage: str, child: subprocess.Popen[str], start: str) -> str:
@@ -92,38 +92,28 @@ def _expect(stage: str, child: subprocess.Popen[str], start: str) -> str:
     raise BenchError(f"a process of the stage {stage!r} ended with code {child.wait()}; see above")
 
 
-def measure_job(config: Bench, job: Path) -> JobRows:
+def measure_job(config: BenchOptions, job: Path) -> JobRows:
     """Runs the job as a user does, into a folder of its own beside the results.
 
     Args:
         config: the bench's.
-        job: jobs/impala.py.
+        job: the file in jobs/.
 
     Raises:
         BenchError: when it fails or is too short.
     """
     number = next(n for n in range(1, 1_000_000) if not (config.path / f"job-{n}").exists())
-    folder = config.path / f"job-{number}"
-    command = [sys.executable, str(job), *command_line(config.job(folder))]
+    folder = RunFolder(config.path / f"job-{number}")
+    command = [sys.executable, str(job), *command_line(config.job(folder.path))]
     load = os.getloadavg()[0]
-    said = config.path / f"job-{number}.log"
-    with said.open("w") as file:
-        code = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, check=False
-        ).returncode
-    if code:
-        last = "\n".join(said.read_text(errors="replace").splitlines()[-20:])
-        raise BenchError(f"the job ended with code {code}; {said} ends with\n{last}")
-    files = RunFolder(folder)
-    table = read_progress(files.progress)
-    columns = {name: column.tolist() for name, column in table.items()}
-    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values())]
+    run_job(command, config.path / f"job-{number}.log", folder)
+    rows = rows_of(folder)
     if len(rows) < 2:
         raise BenchError(
-            f"the job has {len(rows)} rows in {files.progress}, 2 are needed: one ends the "
+            f"the job has {len(rows)} rows in {folder.progress}, 2 are needed: one ends the "
             "warm-up, one the measurement; raise --seconds or --total-frames"
         )
-    return JobRows(command, folder, files.layout.read_text().rstrip(), rows, load)
+    return JobRows(command, folder.path, folder.layout.read_text().rstrip(), rows, load)
 
 
 def as_table(windows: Sequence[Sequence[Window]]) -> list[list[float]]:

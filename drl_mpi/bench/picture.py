@@ -6,22 +6,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from drl_mpi.bench.style import BLUE, GREEN, GREY, LIGHT, ORANGE, VERMILION, caption, picture
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours: told apart by everybody.
-_COLOURS = {"environment": "#0072B2", "inference": "#E69F00", "training": "#009E73"}
-_REST = "#c8c8c8"
-_STYLE: dict[str, Any] = {
-    "axes.grid": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": "small",
-    "axes.titleweight": "bold",
-    "font.size": 9,
-    "grid.color": "#e6e6e6",
-}
+_COLOURS = {"environment": BLUE, "inference": ORANGE, "training": GREEN}
 
 
 def draw(result: dict[str, Any], output: Path) -> None:
@@ -34,21 +24,12 @@ def draw(result: dict[str, Any], output: Path) -> None:
     Raises:
         ImportError: without matplotlib.
     """
-    import matplotlib as mpl
-
-    with mpl.rc_context(_STYLE):
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(10, 3.6), layout="constrained")
+    with picture(output, (10, 3.6)) as figure:
         costs, rates = figure.subplots(1, 2, width_ratios=(1.6, 1))
         _draw_costs(costs, result)
         _draw_rates(rates, result)
-        figure.suptitle(result["title"], x=0.01, ha="left", fontsize=9)
-        figure.text(
-            0.99, 0.01, f"{result['machine']['cpu']}, {result['machine']['cores']} cores",
-            ha="right", va="bottom", color="#808080", fontsize=7,
-        )  # fmt: skip
-        figure.savefig(output, dpi=150)
+        found = result["machine"]
+        caption(figure, result["title"], f"{found['cpu']}, {found['cores']} cores")
 
 
 def _draw_costs(axes: Axes, result: dict[str, Any]) -> None:
@@ -57,13 +38,13 @@ def _draw_costs(axes: Axes, result: dict[str, Any]) -> None:
     spent = roof["cores"] * 1e6 / job["steps_per_s"]
     left = 0.0
     for name, stage in result["stages"].items():
-        cost = stage["us_per_step"]
-        bars = axes.barh([1, 0], [cost, cost], left=left, color=_COLOURS[name], label=name)
+        cost, label = stage["us_per_step"], f"{name} ({stage['batch']})"
+        bars = axes.barh([1, 0], [cost, cost], left=left, color=_COLOURS[name], label=label)
         axes.bar_label(bars, [f"{cost:,.0f}", ""], label_type="center", color="white")
         left += cost
     rest = spent - roof["us_per_step"]
     if rest > 0:
-        bars = axes.barh([0], [rest], left=left, color=_REST, label="waiting, transport, the rest")
+        bars = axes.barh([0], [rest], left=left, color=LIGHT, label="waiting, transport, the rest")
         axes.bar_label(bars, [f"{rest:,.0f}"], label_type="center")
     axes.set_yticks([1, 0], ["stages alone", "end to end"])
     axes.set_ylim(-0.6, 1.6)
@@ -85,9 +66,9 @@ def _draw_rates(axes: Axes, result: dict[str, Any]) -> None:
         for before, now in pairwise(rows)
     ]
     roof = result["roof"]["steps_per_s"]
-    axes.axhline(roof, color="#808080", lw=1.2, ls="--")
-    axes.annotate("roof", (0, roof), xytext=(0, 3), textcoords="offset points", color="#808080")
-    axes.stairs(rates, edges, baseline=None, color="#D55E00", lw=1.8)
+    axes.axhline(roof, color=GREY, lw=1.2, ls="--")
+    axes.annotate("roof", (0, roof), xytext=(0, 3), textcoords="offset points", color=GREY)
+    axes.stairs(rates, edges, baseline=None, color=VERMILION, lw=1.8)
     axes.set_ylim(0, 1.15 * max(roof, *rates))
     axes.set_xlim(0, edges[-1])
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))

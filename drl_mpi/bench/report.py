@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import math
-import platform
-import socket
 import statistics
-from collections.abc import Mapping
-from importlib import metadata
-from itertools import pairwise
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from drl_mpi.bench.config import Bench
+from drl_mpi.acting.requests import answer_record, request_record
+from drl_mpi.bench.command import BenchError, Numbers, footer
+from drl_mpi.bench.config import BenchOptions
 from drl_mpi.bench.measure import JobRows, StageWindows, as_table
+from drl_mpi.bench.runs import SERVICE, WAITS, Row, mean, predicted, throughput
+from drl_mpi.bench.tables import columns
 from drl_mpi.comm.parameters import parameters_record
-from drl_mpi.comm.world import library_version
 from drl_mpi.envs import EnvSpec
 from drl_mpi.experience.unroll import UnrollShape
 from drl_mpi.nets import Network
-
-BUSY = 0.5
-"""A load average before the first stage from which other programs count as at work."""
-PACKAGES = ("torch", "numpy", "mpi4py", "gymnasium", "ale-py", "drl-mpi")
-
-Numbers = dict[str, Any]
 
 
 def summarise_stage(measured: StageWindows) -> Numbers:
@@ -32,6 +23,7 @@ def summarise_stage(measured: StageWindows) -> Numbers:
     rates = [statistics.fmean(at_once) for at_once in as_table(measured.windows)]
     rate = statistics.median(rates)
     return {
+        "batch": str(measured.batch),
         "steps_per_s_per_core": rate,
         "us_per_step": 1e6 / rate,
         "spread": (max(rates) - min(rates)) / rate,
@@ -44,43 +36,51 @@ def summarise_stage(measured: StageWindows) -> Numbers:
 def summarise_job(measured: JobRows, action_repeat: int) -> Numbers:
     """The job between its first row, which ends the warm-up, and its last."""
     rows = measured.rows
-    first, last = rows[0], rows[-1]
-    seconds = last["time_s"] - first["time_s"]
-    rate = (last["steps"] - first["steps"]) / seconds
-
-    def mean(column: str, weight: str) -> float:
-        """Of what the rows say about the time since the row before."""
-        weights = [now[weight] - before[weight] for before, now in pairwise(rows)]
-        values = [row[column] for row in rows[1:]]
-        return math.fsum(w * v for w, v in zip(weights, values)) / math.fsum(weights)
-
+    rate = throughput(rows)
     return {
         "steps_per_s": rate,
         "frames_per_s": rate * action_repeat,
-        "updates_per_s": (last["updates"] - first["updates"]) / seconds,
-        "seconds": seconds,
-        "actor_wait": mean("actor_wait", "time_s"),
-        "learner_wait": mean("learner_wait", "time_s"),
-        "policy_lag_mean": mean("policy_lag_mean", "updates"),
+        "updates_per_s": throughput(rows, "updates"),
+        "seconds": rows[-1]["time_s"] - rows[0]["time_s"],
+        **{name: mean(rows, name) for name in WAITS},
+        "policy_lag_mean": mean(rows, "policy_lag_mean", "updates"),
         "policy_lag_max": max(row["policy_lag_max"] for row in rows[1:]),
         "command": measured.command,
         "folder": str(measured.folder),
         "layout": measured.layout,
-        # JSON has no word for NaN, such as the mean return before the first game has ended.
-        "rows": [
-            {name: x if math.isfinite(x) else None for name, x in row.items()} for row in rows
-        ],
+        "rows": rows,
         "load_before": measured.load_before,
     }
 
 
-def message_bytes(config: Bench, spec: EnvSpec, net: Network) -> Numbers:
+def summarise_service(rows: Sequence[Row]) -> Numbers:
+    """What its learner's service of actions did. Raises BenchError where it did nothing."""
+    size = predicted(rows)
+    if math.isnan(size):
+        raise BenchError("the job predicted nothing in the measured time; raise --seconds")
+    return {name: mean(rows, name) for name in SERVICE} | {"predict_batch_mean": size}
+
+
+def message_bytes(config: BenchOptions, spec: EnvSpec, net: Network) -> Numbers:
     """Bytes on the wire per step, from the layouts of the messages.
 
     A learner owes an actor the newest parameters for every unroll that it consumes, and sends them
-    unless the last ones are still under way: one message per unroll at most.
+    unless the last ones are still under way: one message per unroll at most. With central acting
+    there are requests and answers instead, one of each for a step of a group.
     """
-    shape = UnrollShape(spec, config.unroll_length, config.record_width, net.state_shape)
+    if config.central:
+        size = config.group_envs
+        request, answer = request_record(spec, size).nbytes, answer_record(size).nbytes
+        return {
+            "requests": request / size,
+            "answers": answer / size,
+            "request_message": request,
+            "answer_message": answer,
+            "steps_per_message": size,
+        }
+    shape = UnrollShape(
+        spec, config.unroll_length, config.record_envs(config.layout()), net.state_shape
+    )
     unroll = shape.record().nbytes
     parameters = parameters_record(sum(p.numel() for p in net.parameters())).nbytes
     steps = shape.length * shape.envs
@@ -118,48 +118,28 @@ def assemble(
     }
 
 
-def machine(cores: int) -> Numbers:
-    """What the numbers were measured on, and with."""
-    versions = {"python": platform.python_version(), "mpi": library_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "unknown"
-    return {
-        "host": socket.gethostname(),
-        "cpu": _cpu_model(),
-        "cores": cores,
-        "system": platform.platform(),
-        "versions": versions,
-    }
-
-
 def table(result: Numbers) -> str:
     """The result for humans."""
-    head = ("stage", "us/step per core", "steps/s per core", "share", "spread")
-    rows = [
-        (
-            name,
-            f"{stage['us_per_step']:,.1f}",
-            f"{stage['steps_per_s_per_core']:,.0f}",
-            f"{stage['share']:.0%}",
-            f"{stage['spread']:.0%}",
-        )
-        for name, stage in result["stages"].items()
-    ]
     roof, job, sizes = result["roof"], result["end_to_end"], result["bytes_per_step"]
     cost = roof["us_per_step"]
-    rows.append(("all three", f"{cost:,.1f}", f"{1e6 / cost:,.0f}", "100%", ""))
-    widths = [max(map(len, column)) for column in zip(head, *rows)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths))
-        ).rstrip()
-        for row in (head, *rows)
-    ]
-    facts = (
+    lines = columns(
+        ("stage", "batch", "us/step per core", "steps/s per core", "share", "spread"),
+        [
+            *(
+                (
+                    name,
+                    stage["batch"],
+                    f"{stage['us_per_step']:,.1f}",
+                    f"{stage['steps_per_s_per_core']:,.0f}",
+                    f"{stage['share']:.0%}",
+                    f"{stage['spread']:.0%}",
+                )
+                for name, stage in result["stages"].items()
+            ),
+            ("all three", "", f"{cost:,.1f}", f"{1e6 / cost:,.0f}", "100%", ""),
+        ],
+    )
+    facts = [
         ("roof", _rate(roof), f"{roof['cores']} cores / {cost:,.1f} us"),
         (
             "end to end",
@@ -177,47 +157,48 @@ def table(result: Numbers) -> str:
             f"mean {job['policy_lag_mean']:.1f}, max {job['policy_lag_max']:.0f}",
             "versions",
         ),
+        *(_service_facts(job) if "pps" in job else ()),
         (
             "bytes/step",
-            f"unrolls {sizes['unrolls']:,.0f}, parameters {sizes['parameters_at_most']:,.0f}",
-            "parameters: at most",
+            ", ".join(
+                f"{name.removesuffix('_at_most')} {size:,.0f}"
+                for name, size in sizes.items()
+                if not name.endswith("_message")
+            ),
+            "parameters: at most" if "parameters_at_most" in sizes else "",
         ),
-    )
+    ]
     wide = max(len(value) for _, value, _ in facts)
-    notes = [f"{name:<12}{value:<{wide}}   {note}" for name, value, note in facts]
-    found = result["machine"]
-    with_ = ", ".join(
-        f"{name} {found['versions'][name]}" for name in ("python", "torch", "numpy", "ale-py")
-    )
-    mpi = found["versions"]["mpi"].partition(",")[0]
-    footer = [f"{found['cpu']}, {found['cores']} cores; {with_}; {mpi}"]
-    if result["load_before"] > BUSY:
-        footer.append(
-            f"The load average before the start was {result['load_before']:.1f}: other programs "
-            "were at work, so measure again on a quiet machine"
-        )
-    return "\n".join([result["title"], "", *lines, "", *notes, "", *footer])
+    notes = [f"{name:<12}{value:<{wide}}   {note}".rstrip() for name, value, note in facts]
+    head = [result["title"], f"+ {result['command']}"]
+    return "\n".join([*head, "", *lines, "", *notes, "", *footer(result)])
 
 
-def title(config: Bench, net: str) -> str:
+def _service_facts(job: Numbers) -> list[tuple[str, str, str]]:
+    low, high = job["predict_batch_p10"], job["predict_batch_p90"]
+    threads = f"{job['predictors']:.3g} predictors, {job['trainers']:.3g} trainers"
+    middle, late = job["request_wait_ms_p50"], job["request_wait_ms_p99"]
+    return [
+        (
+            "predictions",
+            f"{job['pps']:,.0f}/s, {job['predict_batch_mean']:.1f} environments each time",
+            f"10 % {low:.0f}, 90 % {high:.0f}",
+        ),
+        ("answers", f"{middle:.2f} ms, 99 % {late:.2f} ms", "from a request's arrival"),
+        ("at work", f"{threads}, {job['active_actors']:.3g} actors", "means over time"),
+    ]
+
+
+def title(config: BenchOptions, net: str) -> str:
     """What was measured, on one line."""
     core = "" if config.core == "none" else f" + {config.core}"
+    groups = f" in {config.groups} groups, central acting" if config.central else ""
     return (
-        f"{config.name}, {config.env}, {net}{core} {config.precision}, batch {config.batch_size} x "
-        f"{config.unroll_length} steps, {config.envs_per_actor} environments per actor"
+        f"{config.name}, {config.env}, {net}{core} {config.precision}, batch "
+        f"{config.unrolls.batch} x {config.unroll_length} steps, {config.envs_per_actor} "
+        f"environments per actor{groups}"
     )
 
 
 def _rate(numbers: Numbers) -> str:
     return f"{numbers['steps_per_s']:,.0f} steps/s = {numbers['frames_per_s']:,.0f} frames/s"
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

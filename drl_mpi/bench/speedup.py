@@ -16,12 +16,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
+from drl_mpi.bench.runs import JOBS
+from drl_mpi.bench.style import BLUE, GREY, picture
 from drl_mpi.run.folder import RunFolder
 from drl_mpi.run.metrics import read_progress
 
-JOB = Path(__file__).parents[2] / "jobs" / "a3c.py"
 OPTIONS = (
     "--env CartPole-v1 --net mlp --precision fp32 --envs-per-actor 8 --unroll-length 20 "
     "--optimizer adam --epsilon 1e-5 --learning-rate 1e-3 --reward-clip 0.1 --baseline-cost 0.1 "
@@ -66,7 +66,7 @@ def time_to_score(workers: int, seed: int, score: float) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as where:
         folder = RunFolder(Path(where) / "run")
         command = [
-            sys.executable, str(JOB), *OPTIONS.split(), "--learners", str(workers),
+            sys.executable, str(JOBS / "a3c.py"), *OPTIONS.split(), "--learners", str(workers),
             "--servers", "1", "--seed", str(seed), "--run-dir", str(folder.path),
         ]  # fmt: skip
         process = subprocess.Popen(
@@ -96,34 +96,24 @@ def first_above(folder: RunFolder, score: float) -> dict[str, float] | None:
 
 def draw(found: dict[int, list[dict[str, float]]], score: float, path: Path) -> None:
     """Speed-up over workers, every run a point, the medians a line."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     workers = list(found)
     medians = [statistics.median(run["time_s"] for run in runs) for runs in found.values()]
-    figure: Any
-    axes: Any
-    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
-    for n, runs in found.items():
-        axes.plot(
-            [n] * len(runs), [run["time_s"] for run in runs], "o", color="tab:blue", alpha=0.4
+    with picture(path, (6.4, 4.0)) as figure:
+        axes = figure.subplots()
+        for n, runs in found.items():
+            axes.plot([n] * len(runs), [run["time_s"] for run in runs], "o", color=BLUE, alpha=0.4)
+        axes.plot(workers, medians, "-o", color=BLUE, label="median")
+        axes.plot(workers, [medians[0] * workers[0] / n for n in workers], ":", color=GREY,
+                  label="ideal, with a core for each")  # fmt: skip
+        axes.set(
+            xlabel="workers (one parameter server)",
+            ylabel=f"seconds to a mean return of {score:g}",
+            xticks=workers,
+            ylim=(0, None),
+            title="A3C on CartPole-v1: time to score",
         )
-    axes.plot(workers, medians, "-o", color="tab:blue", label="median")
-    axes.plot(workers, [medians[0] * workers[0] / n for n in workers], ":", color="grey",
-              label="ideal, with a core for each")  # fmt: skip
-    axes.set(
-        xlabel="workers (one parameter server)",
-        ylabel=f"seconds to a mean return of {score:g}",
-        xticks=workers,
-        ylim=(0, None),
-        title="A3C on CartPole-v1: time to score",
-    )
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+        axes.set_axisbelow(True)
+        axes.legend(frameon=False)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """One process of one stage: sets up, says "ready", waits for a line, measures, prints JSON.
 
-    python -m drl_mpi.bench.stage STAGE PROCESS SECONDS REPEATS [options of jobs/impala.py]
+    python -m drl_mpi.bench.stage STAGE PROCESS ENVIRONMENTS [options of jobs/bench.py]
 
 It runs the library's own code for the stage and nothing else of the job. MPI is never started.
 """
@@ -20,16 +20,15 @@ import torch
 from drl_mpi import envs, nets
 from drl_mpi.acting.choosing import choose_by_softmax
 from drl_mpi.acting.local import LocalActing
+from drl_mpi.bench.config import BenchOptions, parse_bench
 from drl_mpi.comm.parameters import ParameterSubscriber
 from drl_mpi.comm.poller import Poller
 from drl_mpi.comm.record import Slot
 from drl_mpi.experience import Batch, UnrollReplay, UnrollShape
 from drl_mpi.experience.rng import make_rng
 from drl_mpi.roles.info import WIDTH
-from drl_mpi.run.launch import parse
-from drl_mpi.systems.impala import PRESETS, Impala
+from drl_mpi.roles.training import differentiate
 from drl_mpi.systems.network import make_net
-from drl_mpi.systems.vtrace_loss import VTraceLoss
 from drl_mpi.updating.local import LocalUpdating
 from drl_mpi.updating.protocol import Length, Wish
 
@@ -42,22 +41,21 @@ WARM_UP = 0.2
 
 def main(arguments: list[str]) -> None:
     """The process."""
-    stage, process, seconds, repeats, *options = arguments
-    config = parse(PRESETS, options)
+    stage, process, n, *options = arguments
+    config = parse_bench(options)
     torch.set_num_threads(1)
-    unit = STAGES[stage](config, int(process))
+    unit = STAGES[stage](config, int(process), int(n))
     unit()  # first calls choose kernels and fault in memory
     print("ready", flush=True)
     if not sys.stdin.readline():
         return  # the bench is gone
-    _window(unit, WARM_UP * float(seconds))
-    length = float(seconds) / int(repeats)
-    print(json.dumps([_window(unit, length) for _ in range(int(repeats))]), flush=True)
+    _window(unit, WARM_UP * config.seconds)
+    length = config.seconds / config.repeats
+    print(json.dumps([_window(unit, length) for _ in range(config.repeats)]), flush=True)
 
 
-def environment(config: Impala, process: int) -> Unit:
-    """An actor's environments under random actions, with the stacks that its network would see."""
-    n = config.envs_per_actor
+def environment(config: BenchOptions, process: int, n: int) -> Unit:
+    """n environments under random actions, with the stacks that a network would see."""
     play = RandomPlay(config, process, n)
 
     def unit() -> int:
@@ -67,10 +65,9 @@ def environment(config: Impala, process: int) -> Unit:
     return unit
 
 
-def inference(config: Impala, process: int) -> Unit:
-    """An actor's choice of actions for all of its environments, sampling included."""
+def inference(config: BenchOptions, process: int, n: int) -> Unit:
+    """The choice of actions for n environments at a time, sampling included."""
     nets.keep_freed_memory()  # as every rank does
-    n = config.envs_per_actor
     play = RandomPlay(config, process, n)
     for _ in range(config.unroll_length):
         play.step()
@@ -91,47 +88,47 @@ def inference(config: Impala, process: int) -> Unit:
     return unit
 
 
-def training(config: Impala, process: int) -> Unit:
-    """A learner's update from a record of unrolls: assembly, loss, gradient, optimiser."""
+def training(config: BenchOptions, process: int, n: int) -> Unit:
+    """A learner's update from n unrolls: assembly, loss, gradient, optimiser."""
     nets.keep_freed_memory()  # as every rank does
     spec = envs.probe(config.env, config.env_options)
     net = make_net(config, spec)
-    shape = UnrollShape(spec, config.unroll_length, config.record_width, net.state_shape)
+    shape = UnrollShape(
+        spec, config.unroll_length, config.record_envs(config.layout()), net.state_shape
+    )
     fields = played_record(config, process, shape).fields
     flat = nets.FlatParameters(net)
     # A rate of 0 keeps the network as it is: every window then does the same work.
     updating = LocalUpdating(
         flat, config.make_optimizer(), lambda _: 0.0, config.max_gradient_norm, Length(1)
     )
-    wide = UnrollShape(spec, config.unroll_length, config.batch_size, net.state_shape)
+    unrolls = config.unrolls
+    wide = UnrollShape(spec, config.unroll_length, n, net.state_shape)
     batch = Batch(wide)
     replay = None
-    if config.replay_fraction:
-        replay = UnrollReplay(wide, config.replay_capacity, make_rng(config.seed, process))
-    loss_of = VTraceLoss(net, config)
+    if unrolls.fresh < unrolls.batch:
+        replay = UnrollReplay(wide, unrolls.replay_capacity, make_rng(config.seed, process))
+    loss_of = config.make_loss(net, flat)
     info = np.zeros(WIDTH, dtype=np.float32)
 
     def unit() -> int:
         batch.begin()
-        for column in range(0, config.fresh, shape.envs):
+        for column in range(0, unrolls.fresh, shape.envs):
             batch.write(column, fields)
             batch.note(fields)
             if replay is not None:
                 replay.add(fields)
         if replay is not None:
-            replay.fill(batch, config.fresh)
-        flat.zero_grad()
-        loss, _ = loss_of(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        updating.apply(
-            flat.gradient, info, loss=float(loss.detach()), steps=batch.steps, wish=Wish()
-        )
-        return config.unroll_length * config.fresh
+            replay.fill(batch, unrolls.fresh)
+        loss_of.prepare(updating.version)
+        loss, _ = differentiate(flat, loss_of, batch)
+        updating.apply(flat.gradient, info, loss=loss, steps=batch.steps, wish=Wish())
+        return config.unroll_length * unrolls.fresh
 
     return unit
 
 
-STAGES: dict[str, Callable[[Impala, int], Unit]] = {
+STAGES: dict[str, Callable[[BenchOptions, int, int], Unit]] = {
     "environment": environment,
     "inference": inference,
     "training": training,
@@ -141,7 +138,7 @@ STAGES: dict[str, Callable[[Impala, int], Unit]] = {
 class RandomPlay:
     """n environments, played at random, and the stacks of their frames."""
 
-    def __init__(self, config: Impala, process: int, n: int) -> None:
+    def __init__(self, config: BenchOptions, process: int, n: int) -> None:
         self.env = envs.make(config.env, n, config.env_options)
         self.spec = self.env.spec
         self.stack = np.zeros(
@@ -159,7 +156,7 @@ class RandomPlay:
         return actions
 
 
-def played_record(config: Impala, process: int, shape: UnrollShape) -> Slot:
+def played_record(config: BenchOptions, process: int, shape: UnrollShape) -> Slot:
     """A record as an actor would send it, had it acted at random."""
     play = RandomPlay(config, process, shape.envs)
     slot, before = Slot(shape.record()), shape.spec.stack - 1

@@ -1,0 +1,43 @@
+"""The look of all pictures: that of jobs/plot.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from drl_mpi.run.plot import COLOURS, STYLE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BLUE, VERMILION, GREEN, PINK, ORANGE, SKY, BLACK = COLOURS
+LIGHT, GREY = "#c8c8c8", "#808080"
+
+
+@contextmanager
+def picture(output: Path, size: tuple[float, float]) -> Iterator[Figure]:
+    """An empty figure in this style, which is written to ``output`` at the end.
+
+    Args:
+        output: a .png, .pdf or .svg.
+        size: in inches.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    import matplotlib as mpl
+
+    with mpl.rc_context(STYLE):
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure
+        figure.savefig(output, dpi=150)
+
+
+def caption(figure: Figure, title: str, note: str) -> None:
+    """What was measured, above, and on what, in the corner below."""
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9)
+    figure.text(0.99, 0.01, note, ha="right", va="bottom", color=GREY, fontsize=7)
