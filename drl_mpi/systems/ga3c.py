@@ -53,7 +53,7 @@ class GA3C(Central):
     learning_rate: float = 7e-4
     """At the start (Babaeizadeh et al. 2017: 3e-4)."""
     anneal: bool = True
-    """Lower the learning rate linearly to 0 at ``total_frames`` (R: the authors' code does not)."""
+    """Lower the learning rate linearly to 0 at ``total_frames`` (the authors' code does not)."""
     decay: float = 0.99
     """RMSProp: decay of the squared gradient's average (Babaeizadeh et al. 2017: 0.99)."""
     epsilon: float = 0.1
