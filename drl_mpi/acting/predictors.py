@@ -117,7 +117,7 @@ class Predictors:
     """Threads, each with a predictor, and the lanes that wait for them.
 
     Args:
-        make: number of a thread -> its predictor; called in the thread.
+        make: number of a thread -> its predictor; called in the thread when it is first needed.
         most: threads.
         cap: environments in a batch, at most (unless one lane has more).
         wait_s: seconds that a batch may be waited for beyond its first lane, to become fuller.
@@ -196,8 +196,9 @@ class Predictors:
     def _run(self, number: int) -> None:
         try:
             use_threads(self._torch_threads)
-            predict = self._make(number)
+            predict: Predict | None = None
             while (lanes := self._next(number)) is not None:
+                predict = predict or self._make(number)
                 self._served.append(predict(lanes))
                 self._bell()
         except BaseException as error:  # the thread that talks MPI must end the job

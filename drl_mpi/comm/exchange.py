@@ -106,8 +106,6 @@ class ExchangeServer:
         index = self._at[client, channel]
         if self._asked[index].busy:
             raise RuntimeError(f"rank {client} has not asked on channel {channel}: answer it later")
-        if self._answers[index].busy:
-            self._sends[index].Wait()  # at once: who asks again has received the last answer
         if not last:
             self._listen(index)
         self._answers[index].busy = True

@@ -126,7 +126,6 @@ class TrainerThreads(Generic[B]):
         source: of batches; as many must be valid at a time as there are trainers.
         make: a trainer's network's parameters and its loss; called in its thread.
         versions: of the parameters; one must have been published.
-        most: trainers.
         threads: number of trainers -> torch's threads for each.
         poller: waits.
         bell: rung when a gradient is done, from any thread.
@@ -137,15 +136,13 @@ class TrainerThreads(Generic[B]):
         source: PolledSource[B],
         make: Callable[[], tuple[FlatParameters, Loss[B]]],
         versions: Versions,
-        most: int,
         threads: Callable[[int], int],
         poller: Poller,
         bell: Callable[[], object],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.active = 1
-        """Trainers at work; the others rest."""
-        self.most = most
+        """Trainers at work; threads are started as they are needed, and then rest."""
         self.trained = 0
         """Gradients so far."""
         self._source = source
@@ -158,18 +155,15 @@ class TrainerThreads(Generic[B]):
         self._free: deque[_Trainer[B]] = deque()
         self._busy: deque[_Trainer[B]] = deque()
         self._handed_out: _Trainer[B] | None = None
-        self._heard = clock(), 0
 
     def next(self) -> Trained[B]:
         """See ``Training``."""
         if self._handed_out is not None:
             self._free.append(self._handed_out)
             self._handed_out = None
-        trainer: _Trainer[B] | None = None
-        while trainer is None:  # silence is that of actors: a batch and its gradient may take long
-            self._heard = self._clock(), self._source.taken
-            self._poller.wait(self._stirred, "an actor's unroll")
-            trainer = self._poll()
+        while (trainer := self._poll()) is None:
+            self._wait()
+        self._busy.popleft()
         self._handed_out = trainer
         self.trained += 1
         return trainer.result()
@@ -181,15 +175,19 @@ class TrainerThreads(Generic[B]):
         if self._handed_out is not None:
             self._handed_out.close()
 
-    def _stirred(self) -> bool | None:
-        """Whether there is news of actors, or a gradient, or no reason to expect any yet."""
-        since, taken = self._heard
-        if self._poll(look=True) or self._source.taken > taken:
-            return True
-        return True if self._busy and self._clock() - since > WORK_S else None
+    def _wait(self) -> None:
+        """Until there is news. Silence is that of actors: a batch and its gradient may be slow."""
+        since, taken = self._clock(), self._source.taken
 
-    def _poll(self, look: bool = False) -> _Trainer[B] | None:
-        """Begins what can be begun. The trainer whose gradient comes next, if it is done."""
+        def stirred() -> bool | None:
+            if self._poll() is not None or self._source.taken > taken:
+                return True
+            return True if self._busy and self._clock() - since > WORK_S else None
+
+        self._poller.wait(stirred, "an actor's unroll")
+
+    def _poll(self) -> _Trainer[B] | None:
+        """Begins what can be begun. The trainer whose gradient comes next, once it is done."""
         while len(self._busy) < self.active:
             newest = self._versions.newest
             batch = self._source.poll() if newest is not None else None
@@ -198,9 +196,7 @@ class TrainerThreads(Generic[B]):
             trainer = self._free.popleft() if self._free else self._new()
             trainer.start(batch, newest, self._threads(self.active))
             self._busy.append(trainer)
-        if not (self._busy and self._busy[0].done):
-            return None
-        return self._busy[0] if look else self._busy.popleft()
+        return self._busy[0] if self._busy and self._busy[0].done else None
 
     def _new(self) -> _Trainer[B]:
         number = len(self._busy) + len(self._free)

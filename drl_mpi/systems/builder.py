@@ -330,15 +330,14 @@ class Builder:
         """
         config = self.config
         wide = dataclasses.replace(self.shape, envs=batch_size)
+        trainers = self.service.most.trainers if self.service else 1
         replay = None
         if replayed:
             rng = make_rng(config.seed, 0, self.group.rank, self.prepared.restarts)
             replay = UnrollReplay(wide, replay_capacity, rng)
         return UnrollQueue(
             self._receiver(),
-            [Batch(wide, self.device) for _ in range(self.service.most.trainers)]
-            if self.service
-            else [Batch(wide, self.device)],
+            [Batch(wide, self.device) for _ in range(trainers)],
             self.shape.envs,
             self.poller,
             self.publisher,

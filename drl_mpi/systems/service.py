@@ -56,12 +56,10 @@ class Service:
         builder.poller.sleep = bell.sleep
         builder.poller.be_brisk()
         self._versions = Versions(builder.device)
-        self.most = config.most(len(builder.sources))
-        if not config.tuned(builder.layout):
-            self.most = Setting(config.predictors, config.trainers, len(builder.sources))
-        start = Setting(config.predictors, config.trainers, len(builder.sources))
-        self._tuner = Tuner(start, self.most) if config.tuned(builder.layout) else None
-        self._setting = start
+        actors, tuned = len(builder.sources), config.tuned(builder.layout)
+        start = self._setting = Setting(config.predictors, config.trainers, actors)
+        self.most = config.most(actors) if tuned else start
+        self._tuner = Tuner(start, self.most) if tuned else None
         self._clock = time.monotonic
         self._since = self._balanced_at = self._clock()
         self._done = self._noted = 0
@@ -125,7 +123,6 @@ class Service:
             source,
             self._trainer,
             self._versions,
-            self.most.trainers,
             lambda trainers: max(1, self._builder.place.threads // trainers),
             self._builder.poller,
             self._bell.ring,

@@ -300,8 +300,7 @@ def test_an_error_comes_out_where_the_job_is_ended_with_its_traceback(pool, wher
 
     make = broken_inside if where == "make" else lambda _: broken_inside
     predictors, counter = pool(make=make)
-    if where == "predict":
-        predictors.put([lane(0)])
+    predictors.put([lane(0)])
     assert counter.rang.acquire(timeout=SOON_S), "the bell rings"
     for _ in range(2):  # it does not go away
         with pytest.raises(ValueError, match="the network is broken") as caught:

@@ -155,7 +155,7 @@ def test_nobody_sees_half_written_parameters():
         return flat, Checked(own)
 
     training = TrainerThreads(
-        Endless(), make, versions, 2, lambda _: 1, Poller(60.0, sleep=bell.sleep), bell.ring
+        Endless(), make, versions, lambda _: 1, Poller(60.0, sleep=bell.sleep), bell.ring
     )
     training.active = 2
     stop, published = threading.Event(), [0]

@@ -93,7 +93,7 @@ class Loss:
 class Trainers:
     """Trainer threads with what they did."""
 
-    def __init__(self, source, most, *, published=True, held=(), broken=(), clock=None):
+    def __init__(self, source, *, published=True, held=(), broken=(), clock=None):
         self.lock = threading.Lock()
         self.begun, self.done = [], []
         self.by, self.versions, self.threads = {}, {}, {}
@@ -108,7 +108,7 @@ class Trainers:
             self.publish(0)
         options = {} if clock is None else {"clock": clock}
         self.training = TrainerThreads(
-            source, self.make, self.store, most, lambda active: 4 - active,
+            source, self.make, self.store, lambda active: 4 - active,
             Poller(SOON_S, sleep=self.bell.sleep), self.bell.ring, **options,
         )  # fmt: skip
 
@@ -141,7 +141,7 @@ class Trainers:
 
 @pytest.fixture
 def trainers():
-    """``trainers(source, most, ...)``, ended when the test is."""
+    """``trainers(source, ...)``, ended when the test is."""
     made = []
 
     def make(*args, **options):
@@ -173,7 +173,7 @@ def until(ready):
 @pytest.mark.parametrize("active", [1, 2, 3])
 def test_gradients_come_in_the_order_in_which_their_batches_were_begun(trainers, active):
     source = Ring(3)
-    made = trainers(source, 3)
+    made = trainers(source)
     made.training.active = active
     for expected in range(30):
         assert made.next() == expected
@@ -185,7 +185,7 @@ def test_gradients_come_in_the_order_in_which_their_batches_were_begun(trainers,
 
 
 def test_a_gradient_that_is_ready_early_waits_for_those_before_it(trainers):
-    made = trainers(Ring(3), 3, held=(0, 1))
+    made = trainers(Ring(3), held=(0, 1))
     made.training.active = 3
     thread, found = in_background(made.next)
     made.wait_begun(3)
@@ -201,7 +201,7 @@ def test_a_gradient_that_is_ready_early_waits_for_those_before_it(trainers):
 
 
 def test_so_many_trainers_as_are_active_work_at_the_same_time(trainers):
-    made = trainers(Ring(3), 3, held=range(3))
+    made = trainers(Ring(3), held=range(3))
     made.training.active = 3
     thread, found = in_background(made.next)
     made.wait_begun(3)
@@ -215,7 +215,7 @@ def test_so_many_trainers_as_are_active_work_at_the_same_time(trainers):
 
 def test_trainers_may_become_fewer_and_more(trainers):
     source = Ring(3)
-    made = trainers(source, 3)
+    made = trainers(source)
     made.training.active = 3
     assert [made.next(), source.polled] == [0, 3]
     made.training.active = 1
@@ -232,7 +232,7 @@ def test_trainers_may_become_fewer_and_more(trainers):
 
 
 def test_each_gradient_is_of_the_version_that_was_newest_when_it_was_begun(trainers):
-    made = trainers(Ring(2), 2)
+    made = trainers(Ring(2))
     made.training.active = 2
     for number in range(6):
         assert made.next() == number
@@ -244,7 +244,7 @@ def test_each_gradient_is_of_the_version_that_was_newest_when_it_was_begun(train
 
 def test_versions_are_not_copied(trainers):
     """A network of millions of parameters would be, for every gradient."""
-    made = trainers(Ring(1), 1)
+    made = trainers(Ring(1))
     for number in range(3):
         made.publish(number)
         made.next()
@@ -253,7 +253,7 @@ def test_versions_are_not_copied(trainers):
 
 def test_nothing_begins_before_there_are_parameters(trainers):
     source = Ring(1)
-    made = trainers(source, 1, published=False)
+    made = trainers(source, published=False)
     assert made.training._poll() is None
     assert source.polled == 0
     made.publish(7)
@@ -263,7 +263,7 @@ def test_nothing_begins_before_there_are_parameters(trainers):
 
 def test_a_batch_that_is_not_full_is_not_begun(trainers):
     source = Ring(2, there=1)
-    made = trainers(source, 2)
+    made = trainers(source)
     made.training.active = 2
     assert made.next() == 0
     made.training._poller = Poller(0.02)
@@ -277,7 +277,7 @@ def test_a_batch_that_is_not_full_is_not_begun(trainers):
 def test_batches_and_gradients_last_until_the_next_is_asked_for(trainers):
     """While the others work on theirs; a ring has as many batches as there are trainers."""
     source = Ring(2)
-    made = trainers(source, 2, held=(1, 3))
+    made = trainers(source, held=(1, 3))
     made.training.active = 2
     trained = made.training.next()
     made.wait_begun(2)
@@ -296,7 +296,7 @@ def test_batches_and_gradients_last_until_the_next_is_asked_for(trainers):
 
 def test_each_has_so_many_of_torchs_threads_as_its_share(trainers):
     before = torch.get_num_threads()
-    made = trainers(Ring(3), 3)
+    made = trainers(Ring(3))
     shares = []
     for active in (1, 3, 1):
         made.training.active = active
@@ -309,7 +309,7 @@ def test_each_has_so_many_of_torchs_threads_as_its_share(trainers):
 
 @pytest.mark.parametrize("broken", [0, 3])
 def test_an_error_comes_out_where_the_job_is_ended_with_its_traceback(trainers, broken):
-    made = trainers(Ring(2), 2, broken=(broken,))
+    made = trainers(Ring(2), broken=(broken,))
     made.training.active = 2
     made.training._poller.sleep = lambda _: made.bell.sleep(SOON_S)
     for number in range(broken):
@@ -323,7 +323,7 @@ def test_an_error_comes_out_where_the_job_is_ended_with_its_traceback(trainers, 
 
 def test_a_gradient_wakes_who_waits(trainers):
     """Who would sleep for a minute."""
-    made = trainers(Ring(2), 2)
+    made = trainers(Ring(2))
     made.training._poller.sleep = lambda _: made.bell.sleep(SOON_S)
     for number in range(5):
         assert made.next() == number
@@ -332,7 +332,7 @@ def test_a_gradient_wakes_who_waits(trainers):
 
 def test_close_ends_all_threads_after_what_they_work_on(trainers):
     before = set(threading.enumerate())
-    made = trainers(Ring(3), 3, held=(1, 2))
+    made = trainers(Ring(3), held=(1, 2))
     made.training.active = 3
     assert made.next() == 0
     made.wait_begun(3)
@@ -350,7 +350,7 @@ def test_close_ends_all_threads_after_what_they_work_on(trainers):
 
 
 def test_trainers_are_made_when_they_are_needed(trainers):
-    made = trainers(Ring(3), 3)
+    made = trainers(Ring(3))
     for _ in range(3):
         made.next()
     assert len(made.nets) == 1, "each has a network: memory that none of one needs"
@@ -362,7 +362,7 @@ def test_trainers_are_made_when_they_are_needed(trainers):
 
 def test_time_is_told_apart(trainers, monkeypatch):
     now = [0.0]
-    made = trainers(Ring(1), 1, clock=lambda: now[0])
+    made = trainers(Ring(1), clock=lambda: now[0])
     seen = []
 
     class Slow:
@@ -472,7 +472,7 @@ def test_a_trainers_gradient_is_the_learners_own_bit_for_bit(loss, core):
         return FlatParameters(other), LOSSES[loss](other)
 
     training = TrainerThreads(
-        Listed(batches), make_trainer, versions, 1, lambda _: torch.get_num_threads(),
+        Listed(batches), make_trainer, versions, lambda _: torch.get_num_threads(),
         Poller(SOON_S, sleep=bell.sleep), bell.ring,
     )  # fmt: skip
     for number, (vector, batch) in enumerate(zip(vectors, batches)):
@@ -546,7 +546,7 @@ def test_a_batch_may_take_longer_than_the_silence_timeout(trainers):
             time.sleep(SILENCE_S / 3)
             return super().poll() if self.taken % 8 == 0 else None
 
-    made = trainers(Slow(1), 1)
+    made = trainers(Slow(1))
     made.training._poller.silence_s = SILENCE_S
     assert made.training.next().batch.number == 0
 
