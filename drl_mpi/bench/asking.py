@@ -21,11 +21,12 @@ import numpy as np
 from drl_mpi.acting.requests import Command, answer_record, request_record
 from drl_mpi.bench.command import BenchError
 from drl_mpi.comm.exchange import ExchangeClient, ExchangeServer
-from drl_mpi.comm.poller import Bell, Poller
+from drl_mpi.comm.poller import BRISK_SPIN_S, Bell, Poller
 from drl_mpi.comm.world import World, connect
 from drl_mpi.envs.base import Array, EnvSpec, Rows
 from drl_mpi.roles.asking_actor import AskingActor
 from drl_mpi.run.launcher import mpirun_command, transport_environment
+from drl_mpi.systems.asking import SPIN_S
 from drl_mpi.systems.tags import TAG_REQUESTS
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def main(arguments: Sequence[str]) -> None:
     """A rank."""
     path, case = Path(arguments[0]), Case(**json.loads(arguments[1]))
     world, poller = connect(), Poller(60.0)
-    poller.be_brisk()
+    poller.be_brisk(SPIN_S if world.rank else BRISK_SPIN_S)
     if world.rank:
         world.gather(_ask(world, poller, case))
     else:

@@ -13,6 +13,9 @@ from drl_mpi.systems.central import Central
 from drl_mpi.systems.system import Prepared, System, yield_cores
 from drl_mpi.systems.tags import TAG_REQUESTS
 
+SPIN_S = 2e-3
+"""Seconds in which a small network has chosen, see ``Poller.be_brisk``."""
+
 
 def ask(
     config: System, world: World, layout: Layout, prepared: Prepared, poller: Poller
@@ -21,7 +24,7 @@ def ask(
     assert isinstance(config, Central)
     place = layout.ranks[world.rank]
     yield_cores(layout, place)
-    poller.be_brisk()
+    poller.be_brisk(SPIN_S)
     size = config.group_envs
 
     def seed(group: int, epoch: int) -> int:

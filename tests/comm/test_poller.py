@@ -11,6 +11,7 @@ import pytest
 from drl_mpi.comm.poller import (
     BRISK_FOR_S,
     BRISK_SLEEP_S,
+    BRISK_SPIN_S,
     FIRST_SLEEP_S,
     LONGEST_SLEEP_S,
     Bell,
@@ -22,12 +23,16 @@ from drl_mpi.comm.poller import (
 PROGRAMS = Path(__file__).parent / "programs"
 
 
+YIELD_S = 1e-5
+
+
 class Clock:
     """Time that passes only while somebody sleeps."""
 
     def __init__(self):
         self.now = 100.0
         self.sleeps = []
+        self.yields = []
 
     def __call__(self):
         return self.now
@@ -35,6 +40,10 @@ class Clock:
     def sleep(self, seconds):
         self.sleeps.append(seconds)
         self.now += seconds
+
+    def give_way(self):
+        self.yields.append(self.now)
+        self.now += YIELD_S
 
 
 def after(count, value):
@@ -45,7 +54,7 @@ def after(count, value):
 
 def make(silence_s=1e9):
     clock = Clock()
-    return clock, Poller(silence_s, clock, clock.sleep)
+    return clock, Poller(silence_s, clock, clock.sleep, clock.give_way)
 
 
 def test_what_is_ready_costs_no_sleep():
@@ -161,10 +170,10 @@ def test_a_sleep_that_was_replaced_is_used_from_then_on():
     assert len(longer) == 2
 
 
-def make_brisk(monkeypatch):
+def make_brisk(monkeypatch, spin_s=0.0):
     monkeypatch.setattr("drl_mpi.comm.poller._wake_on_time", lambda: None)
     clock, poller = make()
-    poller.be_brisk()
+    poller.be_brisk(spin_s)
     return clock, poller
 
 
@@ -206,6 +215,42 @@ def test_a_brisk_poller_begins_anew_whenever_something_happens(monkeypatch):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="others have no such setting")
+def test_a_brisk_poller_does_not_sleep_at_first(monkeypatch):
+    clock, poller = make_brisk(monkeypatch, BRISK_SPIN_S)
+    for _ in range(3):
+        clock.sleeps.clear()
+        clock.yields.clear()
+        began = clock.now
+        poller.wait(after(40, 1), "it")
+        assert len(clock.yields) == pytest.approx(BRISK_SPIN_S / YIELD_S, abs=1)
+        assert max(clock.yields) < began + BRISK_SPIN_S
+        assert clock.sleeps[0] == FIRST_SLEEP_S
+
+
+def test_a_brisk_poller_does_not_sleep_just_after_something_happened(monkeypatch):
+    clock, poller = make_brisk(monkeypatch, BRISK_SPIN_S)
+    happens = clock.now + 0.02
+    busy = []
+
+    def background():
+        if not busy and clock.now >= happens:
+            busy.append(clock.now)
+            return True
+        return None
+
+    poller.background = background
+    poller.wait(lambda: True if clock.now > happens + 0.01 else None, "it")
+    late = [time for time in clock.yields if time >= busy[0]]
+    assert len(late) == pytest.approx(BRISK_SPIN_S / YIELD_S, abs=1)
+    assert max(late) < busy[0] + BRISK_SPIN_S
+
+
+def test_nobody_else_spins():
+    clock, poller = make()
+    poller.wait(after(40, 1), "it")
+    assert clock.yields == []
+
+
 def test_the_sleeps_of_a_brisk_thread_end_on_time():
     """Linux rounds them up by 50 us otherwise. Another thread's are left as they are."""
     slack = []
