@@ -19,6 +19,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import tyro
 
 from drl_mpi.errors import EXIT_OK, EXIT_USAGE, UsageError
+from drl_mpi.run import slurm
 from drl_mpi.run.folder import RunFolder
 from drl_mpi.run.launcher import (
     RELAUNCHED,
@@ -165,12 +166,22 @@ def _description(job: Job, presets: Sequence[str]) -> str:
 
 
 def _relaunch(job: Job, arguments: Sequence[str]) -> int:
+    """Starts this job's ranks: on this machine, or inside a Slurm allocation on all of it."""
+    given = slurm.allocation()
     gpus, wanted = job.gpus(), job.wanted(None)
-    ranks = local_layout(core_quota(), gpus, **wanted)
-    layout = plan(ranks, ["localhost"] * ranks, gpus, **wanted)
-    job.check_layout(layout)
+    if given is None:
+        ranks = local_layout(core_quota(), gpus, **wanted)
+        hosts = ["localhost"] * ranks
+    else:
+        wanted = job.wanted(given.ranks)
+        hosts = given.rank_hosts
+    layout = _planned(job, given, hosts, gpus, wanted)
     if job.inspect(layout) is None:
         return EXIT_OK
+    argv = [sys.argv[0], *arguments]
+    command = (
+        mpirun_command(len(hosts), argv) if given is None else slurm.launch_command(given, argv)
+    )
     folder = RunFolder(job.path)
     folder.prepare()
     try:
@@ -179,17 +190,45 @@ def _relaunch(job: Job, arguments: Sequence[str]) -> int:
         folder.unlock()
     except OSError as error:
         raise UsageError(_unusable(folder.path, error)) from error
-    code = supervise(mpirun_command(ranks, [sys.argv[0], *arguments]), folder.stop)
+    before = slurm.newest_checkpoint(folder)
+    code, asked = supervise(command, folder.stop)
+    code = _explained(code, folder, command[0])
+    return code if given is None else slurm.conclude(given, code, folder, before, asked)
+
+
+def _planned(
+    job: Job,
+    given: slurm.Allocation | None,
+    hosts: Sequence[str],
+    gpus: int,
+    wanted: Mapping[str, int | None],
+) -> Layout:
+    try:
+        layout = plan(len(hosts), hosts, gpus, **wanted)
+        job.check_layout(layout)
+    except UsageError as error:
+        if given is None:
+            raise
+        raise UsageError(
+            f"{error}. Slurm gave {given.ranks} tasks on {len(given.hosts)} hosts: change "
+            "--nodes, --ntasks-per-node"
+        ) from error
+    return layout
+
+
+def _explained(code: int, folder: RunFolder, launcher: str) -> int:
+    """The exit code of a job whose launcher ended with ``code``; tells what is not obvious."""
+    name = Path(launcher).name
     if code < 0:
         print(
-            f"mpirun was killed by signal {-code}; run the same command again to resume",
+            f"{name} was killed by signal {-code}; run the same command again to resume",
             file=sys.stderr,
         )
         return 128 - code
     if code == EXIT_OK and not folder.is_done():
         # A launcher that lost a node may still exit with 0.
         print(
-            f"mpirun exited with 0, but {folder.done} is missing: a rank or a node was lost; "
+            f"{name} exited with 0, but {folder.done} is missing: a rank or a node was lost; "
             "run the same command again to resume",
             file=sys.stderr,
         )

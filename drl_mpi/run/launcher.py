@@ -81,11 +81,11 @@ def core_quota() -> int:
         return cores
 
 
-def mpirun_command(ranks: int, argv: Sequence[str]) -> list[str]:
-    """The command that starts ``argv`` under this Python's mpirun with ``ranks`` ranks here.
+def mpirun_path() -> tuple[str, bool]:
+    """This Python's mpirun, or else the one in PATH; and whether it is Open MPI's.
 
     Raises:
-        UsageError: when there is no mpirun.
+        UsageError: when there is none.
     """
     beside = Path(sys.executable).with_name("mpirun")
     mpirun = str(beside) if beside.exists() else shutil.which("mpirun")
@@ -97,17 +97,25 @@ def mpirun_command(ranks: int, argv: Sequence[str]) -> list[str]:
     version = subprocess.run(
         [mpirun, "--version"], capture_output=True, text=True, check=False, env=_root_allowed()
     ).stdout
+    return mpirun, "Open MPI" in version or "PRRTE" in version
+
+
+def mpirun_command(ranks: int, argv: Sequence[str]) -> list[str]:
+    """The command that starts ``argv`` under this Python's mpirun with ``ranks`` ranks here.
+
+    Raises:
+        UsageError: when there is no mpirun.
+    """
+    mpirun, open_mpi = mpirun_path()
     # Ranks share cores on purpose (the learner and an actor), so none is bound to one.
     placing = (
-        ["--bind-to", "none", "--map-by", ":OVERSUBSCRIBE"]
-        if "Open MPI" in version or "PRRTE" in version
-        else ["-bind-to", "none"]
+        ["--bind-to", "none", "--map-by", ":OVERSUBSCRIBE"] if open_mpi else ["-bind-to", "none"]
     )
     return [mpirun, "-n", str(ranks), *placing, sys.executable, *argv]
 
 
-def supervise(command: Sequence[str], stop_file: Path) -> int:
-    """Runs a launcher's command to its end and returns its exit code.
+def supervise(command: Sequence[str], stop_file: Path) -> tuple[int, bool]:
+    """Runs a launcher's command to its end. Returns its exit code, and whether a signal came.
 
     Ctrl-C and SIGTERM become a touch of ``stop_file``: the job saves and exits by itself. A second
     one ends it at once. If this process dies, the launcher gets SIGTERM, so nothing stays behind.
@@ -140,7 +148,7 @@ def supervise(command: Sequence[str], stop_file: Path) -> int:
         start_new_session=True,  # the terminal's Ctrl-C is ours to handle, not mpirun's
         preexec_fn=_end_with_parent,
     )
-    return process.wait()
+    return process.wait(), asked > 0
 
 
 def transport_environment() -> dict[str, str]:

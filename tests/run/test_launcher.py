@@ -89,7 +89,7 @@ from pathlib import Path
 from drl_mpi.run.launcher import supervise
 here = Path(sys.argv[1])
 command = [sys.executable, str(here / "child.py"), str(here), sys.argv[2]]
-sys.exit(supervise(command, here / "run" / "STOP"))
+sys.exit(supervise(command, here / "run" / "STOP")[0])
 """
 
 

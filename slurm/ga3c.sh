@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Trains GA3C (Babaeizadeh et al. 2017) on an allocation.
+#
+#   sbatch slurm/ga3c.sh --env ALE/Breakout-v5
+#   sbatch --nodes=8 --gpus-per-node=4 slurm/ga3c.sh --env ALE/Breakout-v5 --run-dir runs/breakout
+#
+# Options after the script's name go to jobs/ga3c.py (see its --help). Options before it are
+# sbatch's, and win over the lines below. Submit it from the repository's folder, or export
+# DRL_MPI_HOME=/path/to/it.
+
+##SBATCH --account=ACCOUNT
+##SBATCH --partition=PARTITION
+#SBATCH --job-name=ga3c
+#SBATCH --time=04:00:00
+#SBATCH --nodes=1
+# Ranks of each node, and cores of each rank. The job decides which rank does what: one learner, which
+# acts for all others.
+#SBATCH --ntasks-per-node=16
+#SBATCH --cpus-per-task=1
+# GPUs of each node, for the learners; without this line everything runs on cores.
+##SBATCH --gpus-per-node=1
+# Slurm's warning before the time limit or a preemption, in seconds: the job saves, and goes back to
+# the queue. The output of all parts ends up in one file.
+#SBATCH --signal=B:USR2@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+
+DRL_MPI_HOME=${DRL_MPI_HOME:-$SLURM_SUBMIT_DIR}
+# shellcheck source=slurm/common.sh
+source "$DRL_MPI_HOME/slurm/common.sh" || exit 2
+
+play ga3c "$@"
