@@ -1,3 +1,4 @@
+#!/usr/bin/env bash
 # What the batch scripts share; each sources it. Edit the first part for your site, once.
 
 # -- your site ------------------------------------------------------------------------------------

@@ -37,6 +37,10 @@ class Parameters(Protocol):
         """The newest version that has arrived since the last call, or ``None``."""
         ...
 
+    def progress(self) -> None:
+        """Called after every step: moves what others may wait for."""
+        ...
+
     def close(self) -> None:
         """Gives back what MPI holds."""
         ...
@@ -125,6 +129,9 @@ class PulledParameters:
             self._vector,
             max(int(answer["steps"]) for answer in answers),
         )
+
+    def progress(self) -> None:
+        """See ``Parameters``: nobody waits for this rank."""
 
     def close(self) -> None:
         """See ``Parameters``. Call it when ``stopped``."""

@@ -222,6 +222,9 @@ class ParameterSubscriber:
             published = Published(int(slot["version"]), slot["vector"], int(slot["steps"]))
         return published
 
+    def progress(self) -> None:
+        """Nobody waits for this rank."""
+
     def close(self) -> None:
         """Withdraws what is still posted."""
         for slot, request in zip(self._slots, self._requests, strict=True):

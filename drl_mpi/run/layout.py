@@ -201,6 +201,23 @@ class Layout:
         """The actors that feed a learner, in order of ranks; none if the learners act."""
         return self._fed[learner]
 
+    def publisher_to(self, actor: int) -> int:
+        """The rank that sends an actor its learner's parameters.
+
+        The learner itself on its own host. Of the actors on another one, the learner sends to the
+        first, which relays to the others: else a vector would cross the network once per actor.
+        """
+        learner, host = self._feeds[actor], self.ranks[actor].host
+        if host == self.ranks[learner].host:
+            return learner
+        first = next(rank for rank in self._fed[learner] if self.ranks[rank].host == host)
+        return learner if actor == first else first
+
+    def published_by(self, rank: int) -> tuple[int, ...]:
+        """The actors that a rank sends parameters to, in order of ranks."""
+        learner = self._feeds.get(rank, rank)
+        return tuple(a for a in self._fed.get(learner, ()) if self.publisher_to(a) == rank)
+
     def table(self) -> str:
         """The map that rank 0 prints, with similar lines folded above `LONGEST_TABLE` ranks."""
         folded = len(self.ranks) > LONGEST_TABLE

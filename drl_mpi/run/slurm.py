@@ -43,8 +43,6 @@ class Allocation:
     hosts: tuple[str, ...]
     tasks: tuple[int, ...]
     """Per host: Slurm's tasks are our ranks."""
-    cpus: tuple[int, ...]
-    """Per host: CPUs of the job."""
     cpus_per_task: int | None
     """As it was asked for; srun has to be told again (Slurm 22.05 and newer)."""
     restarts: int
@@ -75,7 +73,6 @@ def allocation(environment: Mapping[str, str] = os.environ) -> Allocation | None
         environment["SLURM_JOB_ID"],
         hosts,
         _per_host(environment, "SLURM_TASKS_PER_NODE", len(hosts)),
-        _per_host(environment, "SLURM_JOB_CPUS_PER_NODE", len(hosts)),
         int(per_task) if per_task else None,
         int(environment.get("SLURM_RESTART_COUNT", "0")),
     )
@@ -108,6 +105,7 @@ def _per_host(environment: Mapping[str, str], name: str, hosts: int) -> tuple[in
     for part in text.split(","):
         found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
         if found is None:
+            counts.clear()
             break
         counts += [int(found[1])] * int(found[2] or 1)
     if len(counts) != hosts:
@@ -126,6 +124,7 @@ def launch_command(
     Raises:
         UsageError: for an unknown launcher, or one that cannot start MPI ranks here.
     """
+    most_requeues(environment)  # to be refused now rather than when it is needed
     launcher = environment.get(LAUNCHER) or LAUNCHERS[0]
     if launcher not in LAUNCHERS:
         raise UsageError(f"{LAUNCHER}={launcher!r}; allowed: {', '.join(LAUNCHERS)}")
@@ -189,25 +188,38 @@ def conclude(
     if code == EXIT_STOPPED and not signalled:
         return code  # somebody touched STOP, and does not want it to go on
     newest = newest_checkpoint(folder)
-    most = int(environment.get(MAX_REQUEUES) or USUAL_REQUEUES)
+    most = most_requeues(environment)
     if newest == before:
         say(f"no checkpoint since the start: job {given.job} is not requeued")
         return code
     if given.restarts >= most:
         say(f"job {given.job} has come back {given.restarts} times ({MAX_REQUEUES}={most}): enough")
         return code
+    say(f"exit {code}, newest checkpoint {newest}: job {given.job} goes back to the queue")
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with which Slurm ends a requeued job's script
     done = subprocess.run(
         ["scontrol", "requeue", given.job], capture_output=True, text=True, check=False
     )
-    if done.returncode:
+    if done.returncode > 0:  # below 0: it was ended, too
         say(
             f"job {given.job} cannot be requeued: {done.stderr.strip()}; submit it again, or chain "
             "submissions with sbatch --dependency=singleton"
         )
         return code
-    say(f"exit {code}, newest checkpoint {newest}: job {given.job} is back in the queue")
-    _wait_for_the_end()
+    time.sleep(KILLED_WITHIN_S)  # to be gone before could be taken for the job's end
     return code
+
+
+def most_requeues(environment: Mapping[str, str] = os.environ) -> int:
+    """How often a job may go back to the queue by itself.
+
+    Raises:
+        UsageError: for something else than a number.
+    """
+    text = environment.get(MAX_REQUEUES) or str(USUAL_REQUEUES)
+    if not text.isdecimal():
+        raise UsageError(f"{MAX_REQUEUES}={text!r}; allowed: 0 or more; 0 for never")
+    return int(text)
 
 
 def newest_checkpoint(folder: RunFolder) -> str | None:
@@ -219,9 +231,3 @@ def newest_checkpoint(folder: RunFolder) -> str | None:
 def say(text: str) -> None:
     """Tells the batch script's output."""
     print(f"slurm: {text}", file=sys.stderr, flush=True)
-
-
-def _wait_for_the_end() -> None:
-    """Slurm ends a requeued job's script; to be gone first could be taken for its end."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(KILLED_WITHIN_S)

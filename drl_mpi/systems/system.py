@@ -240,6 +240,8 @@ class System(RunConfig):
             # Only the first learner listens to signals; the others end when it says so.
             for number in STOP_SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
+        if place.gpu is None:  # a library that looks at a GPU takes some of its memory
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         complete, together = False, "the other ranks to load"
         # Ranks load for seconds, or minutes from a slow disk: nobody's silence counts before.
         if place.role is Role.SERVER:

@@ -339,3 +339,23 @@ def test_local_layout_and_plan_agree(
     if learners is None and actors is None:
         assert len(layout.learners) == min(max(gpus, 1), cores)
         assert len(layout.actors) == max(cores - cores // 5, len(layout.learners))
+
+
+@given(jobs())
+def test_parameters_cross_to_another_host_once(job: Job) -> None:
+    layout = job.plan()
+    host = {place.rank: place.host for place in layout.ranks}
+    for learner in layout.learners:
+        fed = layout.actors_of(learner)
+        direct = layout.published_by(learner)
+        assert {a for a in fed if host[a] == host[learner]} <= set(direct)
+        away = [host[a] for a in direct if host[a] != host[learner]]
+        assert sorted(away) == sorted({host[a] for a in fed} - {host[learner]})
+        relayed = [a for relay in direct for a in layout.published_by(relay)]
+        assert sorted([*direct, *relayed]) == list(fed), "everybody gets them, from one rank"
+        for actor in fed:
+            publisher = layout.publisher_to(actor)
+            assert actor in layout.published_by(publisher)
+            assert publisher == learner or host[publisher] == host[actor]
+    for server in layout.servers:
+        assert layout.published_by(server) == ()
