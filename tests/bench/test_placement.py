@@ -6,19 +6,8 @@ from drl_mpi.bench.placement import main
 
 
 def test_the_map_is_the_jobs_own(capsys):
-    words = [
-        "--system",
-        "gorilla",
-        "--nodes",
-        "2",
-        "--ntasks-per-node",
-        "3",
-        "--",
-        "--servers",
-        "2",
-        "--learners",
-        "2",
-    ]
+    words = ["--system", "gorilla", "--nodes", "2", "--ntasks-per-node", "3"]
+    words += ["--", "--servers", "2", "--learners", "2"]
     assert main(words) == 0
     rows = [line.split()[:3] for line in capsys.readouterr().out.splitlines()[1:]]
     assert rows == [
