@@ -17,6 +17,7 @@ from drl_mpi.acting.local import Acting, LocalActing, SharedActing
 from drl_mpi.acting.parameters import Parameters, PulledParameters
 from drl_mpi.comm.parameters import ParameterPublisher, ParameterSubscriber, Publisher
 from drl_mpi.comm.poller import Poller
+from drl_mpi.comm.relay import RelayingSubscriber
 from drl_mpi.comm.shards import ShardClient
 from drl_mpi.comm.stream import Receiver, Sender, SpreadSender, StreamReceiver, StreamSender
 from drl_mpi.comm.world import Group, World
@@ -47,6 +48,7 @@ from drl_mpi.systems.service import Service
 from drl_mpi.systems.system import Prepared, System, stored, yield_cores
 from drl_mpi.systems.tags import TAG_PARAMETERS, TAG_REPORTS, TAG_SHARDS, TAG_UNROLLS
 from drl_mpi.updating.allreduce import AllReduceUpdating
+from drl_mpi.updating.collectives import Choice, make_gradient_sum
 from drl_mpi.updating.local import LocalUpdating
 from drl_mpi.updating.optimizers import Optimizer
 from drl_mpi.updating.outliers import OutlierFilter
@@ -113,7 +115,7 @@ class Builder:
         if isinstance(config, Central) and config.central:
             self.service = Service(config, self)
             return self.service.acting
-        subscribers = () if config.served else self.sources
+        subscribers = () if config.served else self.layout.published_by(self.world.rank)
         return ParameterPublisher(self.world.comm, subscribers, self.prepared.size, TAG_PARAMETERS)
 
     @property
@@ -144,17 +146,25 @@ class Builder:
         config = self.config
         yield_cores(self.layout, self.place)
         rng = self._acting_rng()
-        acting = LocalActing(self.net, self._parameters(), self.poller, config.choose(self), rng)
-        sender = self._sender()
-        unroller = self._unroller(acting, rng, sender.progress)
+        parameters, sender = self._parameters(), self._sender()
+        acting = LocalActing(self.net, parameters, self.poller, config.choose(self), rng)
+
+        def progress() -> None:
+            sender.progress()
+            parameters.progress()
+
+        unroller = self._unroller(acting, rng, progress)
         Actor(unroller, sender, self.poller, rng).run()
         return False
 
     def _parameters(self) -> Parameters:
         comm, config = self.world.comm, self.config
         if not isinstance(config, Served):
-            learner = self.layout.learner_of(self.world.rank)
-            return ParameterSubscriber(comm, learner, self.prepared.size, TAG_PARAMETERS)
+            rank, size = self.world.rank, self.prepared.size
+            publisher, followers = self.layout.publisher_to(rank), self.layout.published_by(rank)
+            if not followers:
+                return ParameterSubscriber(comm, publisher, size, TAG_PARAMETERS)
+            return RelayingSubscriber(comm, publisher, followers, size, TAG_PARAMETERS, self.poller)
         vector = np.zeros(self.prepared.size, dtype=np.float32)
         servers = self.layout.servers
         return PulledParameters(
@@ -287,14 +297,20 @@ class Builder:
         steps = -(-config.total_frames // self.prepared.spec.action_repeat)
         return Length(steps, config.updates_per_round(self.layout) if config.lockstep else 1)
 
-    def update_locally(self, optimizer: Optimizer) -> Updating:
-        """In this rank; of several learners, each applies the sum of all gradients."""
+    def update_locally(self, optimizer: Optimizer, gradient_sum: Choice = "mpi") -> Updating:
+        """In this rank; of several learners, each applies the sum of all gradients.
+
+        Args:
+            optimizer: applies them.
+            gradient_sum: what sums them, see ``make_gradient_sum``. Collective over the learners.
+        """
         local = LocalUpdating(
             self.flat, optimizer, self.learning_rate, self.config.max_gradient_norm, self.length
         )
         if self.group.size == 1:
             return local
-        return AllReduceUpdating(local, self.group, self.poller, WIDTH)
+        sums = make_gradient_sum(gradient_sum, self.group, self.device, self.poller)
+        return AllReduceUpdating(local, self.group, sums, self.poller, WIDTH)
 
     def update_on_servers(self, config: Served) -> Updating:
         """By parameter servers."""

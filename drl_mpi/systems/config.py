@@ -165,6 +165,7 @@ class RunConfig:
                 "total_frames",
                 "groups",
                 "predict_batch",
+                "gradient_sum",
             }
         return {name: value for name, value in fields.items() if name not in free}
 

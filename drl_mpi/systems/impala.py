@@ -78,9 +78,13 @@ class Impala(Central):
     has few frames, so each is trained on four times."""
     replay_capacity: int = 256
     """Unrolls of single environments that the replay of each learner holds (paper: 10,000)."""
+    gradient_sum: Literal["auto", "mpi", "nccl", "gloo"] = "auto"
+    """How several learners sum their gradients: "mpi" in host memory, "nccl" between GPUs, "gloo"
+    in host memory over TCP. "auto" takes nccl if the learners have GPUs, else mpi."""
 
     name: ClassVar[str] = "impala"
     columns: ClassVar[tuple[str, ...]] = ("policy_loss", "value_loss", "entropy")
+    MAY_CHANGE: ClassVar[frozenset[str]] = Central.MAY_CHANGE | {"gradient_sum"}
 
     # -- the four choices -----------------------------------------------------------------------
 
@@ -96,7 +100,7 @@ class Impala(Central):
 
     def make_updating(self, builder: Builder) -> Updating:
         """Local, or all-reduce among learners."""
-        return builder.update_locally(self.make_optimizer())
+        return builder.update_locally(self.make_optimizer(), self.gradient_sum)
 
     def make_loss(self, net: Network, flat: FlatParameters) -> Loss[Any]:  # noqa: ARG002
         """V-trace."""
@@ -174,6 +178,11 @@ class Impala(Central):
         if not layout.actors:
             raise UsageError(
                 "--actors 0: IMPALA's learners do not act; give at least 1 actor per learner"
+            )
+        if self.gradient_sum == "nccl" and layout.ranks[layout.learners[0]].gpu is None:
+            raise UsageError(
+                "--gradient-sum nccl, but the learners have no GPUs, which is where NCCL sums; use "
+                "--gradient-sum auto, or give each learner a GPU"
             )
         super().check_layout(layout)
         for learner in layout.learners:

@@ -16,6 +16,7 @@ import torch
 
 from drl_mpi.comm.poller import Poller
 from drl_mpi.comm.world import Group
+from drl_mpi.updating.collectives import GradientSum
 from drl_mpi.updating.local import LocalUpdating
 from drl_mpi.updating.protocol import Info, Wish
 
@@ -35,17 +36,27 @@ class AllReduceUpdating:
     Args:
         local: this learner's parameters and optimiser.
         group: the learners.
+        sums: of their buckets.
         poller: waits for the slowest.
         info_width: length of the info rows.
     """
 
-    def __init__(self, local: LocalUpdating, group: Group, poller: Poller, info_width: int) -> None:
+    def __init__(
+        self,
+        local: LocalUpdating,
+        group: Group,
+        sums: GradientSum,
+        poller: Poller,
+        info_width: int,
+    ) -> None:
         self._local = local
         self._group = group
+        self._sums = sums
         self._poller = poller
-        self._size = local.flat.vector.numel()
-        self._bucket = np.zeros(self._size + group.size * (info_width + _OWN), dtype=np.float32)
-        self._rows = self._bucket[self._size :].reshape(group.size, info_width + _OWN)
+        size, rows = local.flat.vector.numel(), (group.size, info_width + _OWN)
+        self._rows = np.zeros(rows, dtype=np.float32)
+        self._bucket = torch.zeros(size + self._rows.size, device=sums.device)
+        self._summed, self._tail = self._bucket[:size], self._bucket[size:].view(rows)
         self.infos = self._rows[:, :-_OWN]
         self.agreed = Wish()
 
@@ -85,8 +96,7 @@ class AllReduceUpdating:
         Raises:
             ReplicaError: when the parameters of two learners differ.
         """
-        summed = torch.from_numpy(self._bucket[: self._size])
-        summed.copy_(gradient)
+        self._summed.copy_(gradient)
         self._rows[:] = 0.0
         own = self._rows[self._group.rank]
         own[:-_OWN] = info
@@ -96,7 +106,10 @@ class AllReduceUpdating:
             # Halves of the checksum, since a float32 holds 24 bits exactly.
             checksum = crc32(self._local.flat.vector.cpu().numpy().view(np.uint8).data)
             own[-2:] = divmod(checksum, 1 << 16)
-        self._group.sum(self._bucket, self._poller, "the other learners' gradients")
+        rows = torch.from_numpy(self._rows)
+        self._tail.copy_(rows)
+        self._sums.sum(self._bucket, self._poller, "the other learners' gradients")
+        rows.copy_(self._tail)
         if checked and np.any(self._rows[:, -2:] != self._rows[0, -2:]):
             differing = np.flatnonzero(np.any(self._rows[:, -2:] != self._rows[0, -2:], axis=1))
             raise ReplicaError(
@@ -104,7 +117,7 @@ class AllReduceUpdating:
                 "differ from learner 0's: a rank computes differently (mixed hardware or "
                 "libraries); resume from a checkpoint on equal nodes"
             )
-        gradient.copy_(summed)
+        gradient.copy_(self._summed)
         save, stop, all_steps = self._rows[:, -_OWN:-2].astype(np.float64).sum(axis=0)
         self.agreed = Wish(bool(save), bool(stop))
         self.infos = self._rows[:, :-_OWN]
@@ -138,4 +151,5 @@ class AllReduceUpdating:
         self._local.restore(state)
 
     def close(self) -> None:
-        """See ``Updating.close``."""
+        """See ``Updating.close``. Collective over the learners."""
+        self._sums.close(self._poller)

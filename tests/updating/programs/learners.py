@@ -1,32 +1,39 @@
-"""Two learners that sum their gradients. ``learners.py FOLDER``; a third rank does not learn.
+"""Learners that sum their gradients. ``learners.py FOLDER SUM LEARNERS SCENARIO...``
 
+SUM: mpi or gloo. Ranks beyond LEARNERS do not learn.
 In each scenario every learner writes its parameters and what it saw of the other to
 FOLDER/SCENARIO-LEARNER.npz, and the error that ended it to FOLDER/SCENARIO-LEARNER.txt.
 "train": nothing special. "tamper": learner 1 changes a parameter. "nan": learner 1 has a NaN.
 "length": a run of LENGTH steps in rounds of 4 updates, of which learner 1 reports more than learner
-0.
+0. "stall": learner 1 comes late, after the others' patience. "gone": learner 1 hangs up.
+"orphan": learner 1 does not even connect.
 """
 
+import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from drl_mpi import nets
-from drl_mpi.comm.poller import Poller
+from drl_mpi.comm.poller import Poller, SilenceError
 from drl_mpi.comm.world import connect
 from drl_mpi.updating.allreduce import AllReduceUpdating, ReplicaError
+from drl_mpi.updating.collectives import CollectiveError, make_gradient_sum
 from drl_mpi.updating.local import LocalUpdating
 from drl_mpi.updating.optimizers import RMSProp
 from drl_mpi.updating.protocol import DivergenceError, Length, Wish
 
 UPDATES, BATCH, WIDTH = 30, 8, 5
-STEPS = (70_000, 100_001)
-"""Of learners 0 and 1, per update."""
-LENGTH = 10 * sum(STEPS)
+STEPS = (70_000, 100_001, 60_000)
+"""Of learners 0, 1 and 2, per update."""
+LENGTH = 10 * sum(STEPS[:2])
 WISHES = {3: (Wish(save=True), Wish()), 5: (Wish(), Wish(stop=True)), 6: (Wish(), Wish(True, True))}
 """Version -> wishes of learners 0 and 1."""
+PATIENCE_S, LATE_S = 1.0, 2.5
 
 
 def batches(learner):
@@ -53,10 +60,32 @@ def make(length=10**12, rounds=1):
     return net, flat, LocalUpdating(flat, RMSProp(eps=1e3), rate, 1e6, Length(length, rounds))
 
 
-def play(scenario, group, folder):
+def tasks():
+    """Threads of this process, those of libraries included."""
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def left(before):
+    """Threads beyond so many, once those that are about to end have ended."""
+    deadline = time.monotonic() + 5.0
+    while tasks() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return tasks() - before
+
+
+def play(scenario, group, folder, choice):
     net, flat, local = make(*((LENGTH, 4) if scenario == "length" else ()))
-    updating = AllReduceUpdating(local, group, Poller(60.0), WIDTH)
+    poller, before = Poller(60.0), tasks()
+    sums = make_gradient_sum(choice, group, torch.device("cpu"), poller)
+    updating = AllReduceUpdating(local, group, sums, poller, WIDTH)
+    if scenario in ("stall", "gone"):
+        poller.silence_s = PATIENCE_S
+    if scenario == "stall" and group.rank == 1:
+        time.sleep(LATE_S)
+    if scenario == "gone" and group.rank == 1:
+        dist.destroy_process_group()
     infos, agreed, steps, said = [], [], [], ""
+    began, cpu = time.monotonic(), time.thread_time()
     try:
         for version, inputs in enumerate(batches(group.rank)):
             if updating.over:
@@ -69,7 +98,7 @@ def play(scenario, group, folder):
                 flat.vector[3] += 1e-6
             if scenario == "nan" and group.rank == 1 and version == 7:
                 flat.gradient[3] = np.nan
-            wish = WISHES.get(version, (Wish(), Wish()))[group.rank]
+            wish = (*WISHES.get(version, (Wish(), Wish())), Wish())[group.rank]
             own = STEPS[group.rank]
             new = updating.apply(flat.gradient, info, loss=0.5, steps=own, wish=wish)
             assert new == updating.version == updating.rounds == version + 1
@@ -78,24 +107,49 @@ def play(scenario, group, folder):
             assert len(updating.infos) == 0
             agreed.append((updating.agreed.save, updating.agreed.stop))
             steps.append(updating.steps)
-    except (ReplicaError, DivergenceError) as error:
+            if scenario in ("stall", "gone"):
+                break
+    except (ReplicaError, DivergenceError, SilenceError, CollectiveError) as error:
         said = f"{type(error).__name__}: {error}"
+    took = time.monotonic() - began, time.thread_time() - cpu
+    if scenario == "stall":
+        time.sleep(max(0.0, began + LATE_S - time.monotonic()))
+    poller.silence_s = 60.0
+    updating.close()
     name = f"{scenario}-{group.rank}"
     (folder / f"{name}.txt").write_text(said)
     np.savez(
         folder / f"{name}.npz", vector=flat.vector.numpy(), infos=np.array(infos), agreed=agreed,
-        steps=steps,
+        steps=steps, took=took, threads=left(before),
     )  # fmt: skip
+
+
+def orphan(scenario, group, folder, choice):
+    """Learner 1 hears where to connect, and does not."""
+    began, said = time.monotonic(), ""
+    try:
+        if group.rank == 1:
+            group.share(group.gather("here"))
+            group.share(None)
+        else:
+            make_gradient_sum(choice, group, torch.device("cpu"), Poller(PATIENCE_S))
+    except (SilenceError, CollectiveError) as error:
+        said = f"{type(error).__name__}: {error}"
+    (folder / f"{scenario}-{group.rank}.txt").write_text(said)
+    np.savez(folder / f"{scenario}-{group.rank}.npz", took=(time.monotonic() - began, 0.0))
 
 
 def main():
     torch.set_num_threads(1)
     world = connect()
-    group = world.group(range(2))
+    folder, choice, learners, *scenarios = sys.argv[1:]
+    group = world.group(range(int(learners)))
     if group is not None:
-        for scenario in ("train", "tamper", "nan", "length"):
-            play(scenario, group, Path(sys.argv[1]))
+        for scenario in scenarios:
+            (orphan if scenario == "orphan" else play)(scenario, group, Path(folder), choice)
     world.leave()
+    sys.stdout.flush()
+    os._exit(0)  # as a job's ranks do: the thread of a connection that was given up may still wait
 
 
 if __name__ == "__main__":
