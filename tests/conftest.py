@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ import psutil
 import pytest
 import torch
 from hypothesis import settings
+
+from drl_mpi.run.launcher import mpirun_command
 
 torch.set_num_threads(1)  # on a shared machine torch's waiting threads cost minutes
 settings.register_profile("shared", deadline=None)  # and so do other people's jobs
@@ -102,12 +103,8 @@ def mpirun() -> Iterator[Mpirun]:
     ) -> Finished:
         name = str(program)
         what = [name] if name.endswith(".py") else ["-m", name]
-        launcher = str(Path(sys.executable).with_name("mpirun"))
         process = subprocess.Popen(
-            [
-                launcher, "-n", str(ranks), "--bind-to", "none", "--map-by", ":OVERSUBSCRIBE",
-                sys.executable, "-u", *what, *map(str, args),
-            ],
+            mpirun_command(ranks, ["-u", *what, *map(str, args)]),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -116,7 +113,7 @@ def mpirun() -> Iterator[Mpirun]:
             env=mpi_environment() | (env or {}),
             cwd=cwd,
             start_new_session=True,
-        )  # fmt: skip
+        )
         started.append(process)
         try:
             out, err = process.communicate(timeout=timeout)

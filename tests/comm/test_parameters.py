@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.smoke
+
 PROGRAM = Path(__file__).parent / "programs" / "publication.py"
 SCENARIOS = [
     "rapid",

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from drl_mpi.comm.shards import split
 
+pytestmark = pytest.mark.smoke
+
 PROGRAM = Path(__file__).parent / "programs" / "shards.py"
 SCENARIOS = [
     "whole_versions",

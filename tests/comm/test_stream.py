@@ -7,6 +7,8 @@ import pytest
 from drl_mpi.comm.record import Field, Record
 from drl_mpi.comm.stream import SpreadSender, StreamReceiver, StreamSender
 
+pytestmark = pytest.mark.smoke
+
 PROGRAM = Path(__file__).parent / "programs" / "streams.py"
 GOOD = [
     "everything",

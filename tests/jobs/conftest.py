@@ -19,6 +19,8 @@ import numpy as np
 import psutil
 import pytest
 
+from drl_mpi.run.launcher import launched_ranks, mpirun_command
+
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(__file__).parent / "programs"
 PATHS = os.pathsep.join([str(PROGRAMS), str(ROOT)])
@@ -43,7 +45,8 @@ class Started:
         self.cwd, self.folder = cwd, cwd / "run"
         self._tag = uuid.uuid4().hex
         kept = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHERS)}
-        command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *options.split()]
+        words = [str(ROOT / "jobs" / f"{job}.py"), *options.split()]
+        command = [sys.executable, *words]
         if ranks is not None:
             kept |= {
                 "OMPI_ALLOW_RUN_AS_ROOT": "1",
@@ -51,11 +54,7 @@ class Started:
                 "OMPI_MCA_pml": "ob1",
                 "OMPI_MCA_osc": "^ucx",
             }
-            mpirun = str(Path(sys.executable).with_name("mpirun"))
-            command = [
-                mpirun, "-n", str(ranks), "--bind-to", "none", "--map-by", ":OVERSUBSCRIBE",
-                *command,
-            ]  # fmt: skip
+            command = mpirun_command(ranks, words)
         self._out, self._err = (cwd / f"{self._tag}.{name}" for name in ("out", "err"))
         with self._out.open("w") as out, self._err.open("w") as err:
             self.process = subprocess.Popen(
@@ -82,7 +81,8 @@ class Started:
     def rank(self, rank: int) -> psutil.Process:
         for process in self.alive():
             with contextlib.suppress(psutil.Error):
-                if process.environ().get("OMPI_COMM_WORLD_RANK") == str(rank):
+                launched = launched_ranks(process.environ())
+                if launched is not None and launched[0] == rank:
                     return process
         raise AssertionError(f"there is no rank {rank}:\n{self.text}")
 

@@ -27,7 +27,7 @@ LOGGED = "--log-seconds 0.2 --run-dir run"
 def job(monkeypatch, tmp_path):
     """``job(name, options)``: up to the point where ranks would start; that is code 42."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, "supervise", lambda _command, _stop: STARTED)
+    monkeypatch.setattr(launch, "supervise", lambda _command, _stop: (STARTED, False))
     monkeypatch.setattr(launch, "launched_ranks", lambda: None)
 
     def run(name, options):
@@ -87,12 +87,15 @@ RUNS = {
         "impala", 5, f"--acting central {POLE} --learners 2 --actors 3", 6000,
     ),
 }  # fmt: skip
-SLOW = ("ga3c, mpirun, lstm", "impala, Pong, lstm")
+MARKED = {
+    "ga3c, mpirun, lstm": pytest.mark.slow,
+    "impala, Pong, lstm": pytest.mark.slow,
+    "ga3c": pytest.mark.smoke,
+    "two learners, mpirun": pytest.mark.smoke,
+}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in RUNS]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKED.get(name, ())) for name in RUNS])
 def test_it_runs(name, start, tmp_path, progress):
     job, ranks, options, frames = RUNS[name]
     pong = "Pong" in name

@@ -10,6 +10,8 @@ import pytest
 
 from drl_mpi.run.checkpoint import load
 
+pytestmark = pytest.mark.smoke
+
 FOREVER = "--total-frames 1e9"
 
 
