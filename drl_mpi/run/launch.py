@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import logging
 import os
@@ -113,6 +114,12 @@ def _leave(code: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
+    from drl_mpi.comm.world import library_version
+
+    if library_version().startswith("MPICH"):
+        # Its launcher hears of MPI_Finalize from a handler of exit, and kills those that still live
+        # when a rank is gone without. C's handlers run, Python's threads are not waited for.
+        ctypes.CDLL(None).exit(code)
     os._exit(code)
 
 
