@@ -1,0 +1,293 @@
+"""The batch scripts, submitted as a user submits them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from tests.cluster.box import Box
+
+ROOT = Path(__file__).parents[2]
+CARTPOLE = ["--env", "CartPole-v1", "--envs-per-actor", "8", "--log-seconds", "1"]
+"""Small enough for many ranks on few real cores."""
+LIMIT_S = 240.0
+"""For one job: some 20 s are normal, but the machine may be busy with other things."""
+
+
+class Run:
+    """A submitted job and its run folder."""
+
+    def __init__(self, box: Box, script: str, before: list[str], after: list[str], where: Path):
+        """Submits ``slurm/SCRIPT.sh`` with sbatch's options before it, and the job's after it."""
+        self.box = box
+        self.folder = where / "run"
+        self.where = where
+        env = {"DRL_MPI_HOME": str(ROOT), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+        variables = [word for word in before if not word.startswith("-")]
+        env |= dict(word.split("=", 1) for word in variables)
+        options = [word for word in before if word.startswith("-")]
+        named = [] if script == "sweep" else ["--run-dir", str(self.folder)]
+        self.job = box.sbatch(
+            *options, ROOT / "slurm" / f"{script}.sh", *after, *named, cwd=where, env=env
+        )
+
+    @property
+    def output(self) -> str:
+        return self.box.output(self.job)
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / "DONE").exists()
+
+    def finish(self) -> None:
+        """Waits for success."""
+        self.box.wait(self.job, timeout=LIMIT_S)
+        assert self.done, self.output
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        end = time.monotonic() + LIMIT_S
+        while not condition():
+            assert time.monotonic() < end, f"{what}\n{self.output}"
+            time.sleep(0.05)
+
+    def checkpoints(self) -> list[str]:
+        return sorted(path.name for path in (self.folder / "checkpoints").glob("frames-*.h5"))
+
+    def rows(self) -> list[dict[str, float]]:
+        with (self.folder / "progress.csv").open() as file:
+            return [
+                {name: float(row[name]) for name in ("frames", "updates", "version", "time_s")}
+                for row in csv.DictReader(file)
+            ]
+
+    def roles(self) -> dict[str, set[str]]:
+        """Host -> roles there."""
+        found: dict[str, set[str]] = {}
+        for line in (self.folder / "layout.txt").read_text().splitlines()[1:]:
+            _, role, host, *_ = line.split()
+            found.setdefault(host, set()).add(role)
+        return found
+
+    def continuous(self) -> None:
+        """Nothing is told twice and nothing goes back, however often the job was interrupted."""
+        rows = self.rows()
+        assert len(rows) > 1
+        for name in ("frames", "updates", "version", "time_s"):
+            column = [row[name] for row in rows]
+            assert column == sorted(column), (name, column)
+        frames = [row["frames"] for row in rows]
+        assert len(set(frames)) == len(frames), frames
+
+
+@pytest.fixture
+def submit(box: Box, tmp_path: Path) -> Callable[..., Run]:
+    """``submit(script, sbatch's options, the job's options)``: a ``Run``."""
+
+    def start(script: str, before: list[str], after: list[str]) -> Run:
+        return Run(box, script, before, after, tmp_path)
+
+    return start
+
+
+Submit = Callable[..., Run]
+
+TWO_NODES = ["--nodes=2", "--ntasks-per-node=2"]
+
+
+@pytest.mark.parametrize("launcher", ["mpirun", "srun"])
+def test_impala_trains_on_two_nodes(submit: Submit, launcher: str) -> None:
+    run = submit(
+        "impala", [f"LAUNCHER={launcher}", *TWO_NODES], [*CARTPOLE, "--total-frames", "20000"]
+    )
+    run.finish()
+    first, second = run.box.nodes_of(run.job)
+    assert run.roles() == {first: {"learner", "actor"}, second: {"actor"}}
+    assert f"+ {launcher}" in run.output.replace(str(Path(sys.executable).parent) + "/", "")
+    assert "finished: " in run.output
+    assert json.loads((run.folder / "DONE").read_text())["frames"] >= 20_000
+
+
+def test_gorilla_trains_with_servers_on_two_nodes(submit: Submit) -> None:
+    run = submit(
+        "gorilla",
+        ["--nodes=2", "--ntasks-per-node=3"],
+        [
+            *CARTPOLE, "--total-frames", "6000", "--servers", "2", "--learners", "2",
+            "--replay-capacity", "2000", "--replay-start", "500",
+        ],
+    )  # fmt: skip
+    run.finish()
+    everything = {"learner", "actor", "server"}
+    assert run.roles() == dict.fromkeys(run.box.nodes_of(run.job), everything)
+
+
+def test_slurms_warning_saves_requeues_and_resumes(submit: Submit) -> None:
+    """The limit of two minutes is nearer than the 300 s of the warning: it comes at once."""
+    run = submit(
+        "impala", ["--time=2", *TWO_NODES], [*CARTPOLE, "--total-frames", "400000"]
+    )  # fmt: skip
+    run.until(lambda: "stopping: " in run.output, "Slurm's warning")
+    warned = time.monotonic()
+    run.until(lambda: run.box.state(run.job) != "RUNNING", "the end after the warning")
+    assert time.monotonic() - warned < 10.0
+    (saved,) = run.checkpoints()
+    assert "exit 75" in run.output
+    assert not run.done
+    run.box.scontrol("update", f"JobId={run.job}", "TimeLimit=60")  # no second warning
+    run.box.wait_restart(run.job, 1, LIMIT_S)
+    run.until(lambda: f"going on from {run.folder}/checkpoints/{saved}" in run.output, "resuming")
+    run.finish()
+    run.continuous()
+
+
+def test_a_requeued_job_resumes(submit: Submit) -> None:
+    run = submit(
+        "impala",
+        TWO_NODES,
+        [*CARTPOLE, "--total-frames", "150000", "--checkpoint-minutes", "0.03"],
+    )
+    run.until(run.checkpoints, "a checkpoint")
+    run.box.requeue(run.job)
+    run.finish()
+    assert "going on from" in run.output
+    run.continuous()
+
+
+def test_a_killed_node_ends_in_a_requeue_and_a_resumed_run(submit: Submit) -> None:
+    run = submit(
+        "impala",
+        TWO_NODES,
+        [*CARTPOLE, "--total-frames", "150000", "--checkpoint-minutes", "0.03"],
+    )
+    run.until(lambda: len(run.checkpoints()) == 2, "two checkpoints")
+    nodes = run.box.nodes_of(run.job)
+    run.box.kill_node(nodes[1])
+    run.box.report_down(nodes[1])
+    run.box.wait_restart(run.job, 1, LIMIT_S)
+    run.finish()
+    assert nodes[1] not in run.box.nodes_of(run.job)
+    assert "going on from" in run.output
+    run.continuous()
+
+
+def test_who_touches_stop_is_not_overruled(submit: Submit) -> None:
+    run = submit("impala", ["--ntasks-per-node=2"], [*CARTPOLE, "--total-frames", "10000000"])
+    run.until(lambda: (run.folder / "progress.csv").exists() and run.rows(), "progress")
+    (run.folder / "STOP").touch()
+    run.box.wait(run.job, "FAILED", timeout=LIMIT_S)
+    assert run.box.record(run.job)["ExitCode"] == "75:0"
+    assert run.box.restarts(run.job) == 0
+    assert len(run.checkpoints()) == 1
+
+
+def test_a_sweep_is_an_array_with_a_cap(submit: Submit, tmp_path: Path) -> None:
+    run = submit(
+        "sweep",
+        ["--array=0-3%2", "--ntasks-per-node=2", "GAMES=CartPole-v1 Acrobot-v1", "SEEDS=1 2"],
+        ["--envs-per-actor", "8", "--total-frames", "4000", "--log-seconds", "1"],
+    )
+    run.box.wait(run.job, timeout=LIMIT_S)
+    assert sorted(path.parent.name for path in (tmp_path / "runs").glob("*/DONE")) == [
+        "impala-Acrobot-v1-seed1",
+        "impala-Acrobot-v1-seed2",
+        "impala-CartPole-v1-seed1",
+        "impala-CartPole-v1-seed2",
+    ]
+
+
+def test_a_sweep_of_another_size_says_so(submit: Submit) -> None:
+    run = submit("sweep", ["--array=0", "--ntasks-per-node=2", "GAMES=a b", "SEEDS=1 2"], [])
+    run.box.wait(run.job, "FAILED", timeout=LIMIT_S)
+    (line,) = run.box.output(f"{run.job}_0").splitlines()
+    assert "2 games and 2 seeds are 4 tasks, but the array has 1" in line
+    assert "--array=0-3%4" in line
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (["--ntasks-per-node=1"], [], "every learner needs an actor"),
+        (TWO_NODES, ["--env", "Nowhere-v9"], "Nowhere-v9"),
+        (["LAUNCHER=magic", *TWO_NODES], [], "LAUNCHER='magic'; allowed: mpirun, srun"),
+        (["PYTHON=/nowhere/python", *TWO_NODES], [], "no Python at /nowhere/python"),
+    ],
+)
+def test_what_cannot_work_is_one_line(
+    submit: Submit, before: list[str], after: list[str], said: str
+) -> None:
+    run = submit("impala", before, [*CARTPOLE, *after])
+    run.box.wait(run.job, "FAILED", timeout=LIMIT_S)
+    assert run.box.record(run.job)["ExitCode"] == "2:0"
+    lines = [line for line in run.output.splitlines() if not line.startswith("job ")]
+    assert len(lines) == 1, run.output
+    assert said in lines[0]
+
+
+def test_an_unwritable_run_folder_is_one_line(submit: Submit, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("in the way")
+    run = submit("impala", TWO_NODES, CARTPOLE)
+    run.box.wait(run.job, "FAILED", timeout=LIMIT_S)
+    assert run.box.record(run.job)["ExitCode"] == "2:0"
+    lines = [line for line in run.output.splitlines() if not line.startswith("job ")]
+    assert len(lines) == 1, run.output
+    assert str(run.folder) in lines[0]
+
+
+def test_a_wrong_partition_is_refused(box: Box) -> None:
+    done = box.try_sbatch("--partition=nowhere", ROOT / "slurm" / "impala.sh")
+    assert done.returncode != 0
+    assert "invalid partition specified: nowhere" in done.stderr
+
+
+def test_parameters_cross_the_network_once_per_node(box: Box, tmp_path: Path) -> None:
+    """With five actors there. And in lock-step no bit depends on where ranks stand."""
+    options = [
+        *CARTPOLE, "--actors", "9", "--lockstep", "--precision", "fp32", "--core", "lstm",
+        "--unroll-length", "5", "--batch-size", "72", "--replay-fraction", "0",
+        "--total-frames", "18000", "--checkpoint-unrolls", "50",
+    ]  # fmt: skip
+    runs = []
+    for nodes, name in ((2, "spread"), (1, "together")):
+        (tmp_path / name).mkdir()
+        run = Run(
+            box,
+            "impala",
+            [f"--nodes={nodes}", f"--ntasks-per-node={10 // nodes}"],
+            options,
+            tmp_path / name,
+        )
+        run.until(lambda run=run: run.box.nodes_of(run.job), "nodes")
+        learner = run.box.nodes_of(run.job)[0]
+        before = run.box.sent_bytes(learner)
+        run.finish()
+        runs.append((run, run.box.sent_bytes(learner) - before))
+    (spread, sent), (together, silent) = runs
+    with h5py.File(max((spread.folder / "checkpoints").glob("frames-*.h5"))) as file:
+        arrays = dict(_arrays(file))
+        size = sum(array.nbytes for name, array in arrays.items() if name.startswith("/model/"))
+    versions = spread.rows()[-1]["version"]
+    assert versions == 50
+    assert versions * size < sent < 1.2 * versions * size + 5e6, (sent, versions * size)
+    assert silent < 5e6
+    with h5py.File(max((together.folder / "checkpoints").glob("frames-*.h5"))) as file:
+        for name, array in _arrays(file):
+            if not name.startswith(("/session", "/config")):
+                assert np.array_equal(array, arrays[name], equal_nan=True), name
+
+
+def _arrays(group: h5py.Group) -> Iterator[tuple[str, npt.NDArray[np.generic]]]:
+    """Every dataset below a group: (name, array)."""
+    for item in group.values():
+        if isinstance(item, h5py.Group):
+            yield from _arrays(item)
+        elif item.dtype.kind != "O":
+            yield item.name, np.asarray(item)
