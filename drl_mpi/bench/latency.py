@@ -40,12 +40,13 @@ from drl_mpi.errors import UsageError
 
 MODULE = "drl_mpi.bench.latency"
 TARGET_US = 300.0
-"""Median round trip beyond the prediction itself."""
+"""Median round trip around the prediction itself, while requests follow one another."""
 TARGET_RATIO = 5.0
 """99 % of all waits are at most so many times their median."""
 WARM_UP = 0.25
 """Share of the time that does not count."""
 PARTS = ("to the learner", "to a predictor", "prediction", "to the MPI thread", "to the actor")
+PREDICTION = PARTS.index("prediction")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -142,6 +143,7 @@ def summarise_trips(report: Report) -> Numbers:
         "round_trip_us": {"p50": middle, "p99": late},
         "alone_us": {"p50": alone, "p99": alone_late},
         "beyond_us": middle - alone,
+        "around_us": float(np.median(trip - parts[:, PREDICTION])),
         "parts_us": {
             name: dict(zip(("p50", "p99"), np.percentile(part, (50, 99)).tolist()))
             for name, part in zip(PARTS, parts.T)
@@ -161,17 +163,23 @@ def trips_table(result: Numbers) -> str:
             f"{case['round_trip_us']['p99']:,.0f}",
             f"{case['alone_us']['p50']:,.0f}",
             f"{case['beyond_us']:,.0f}",
+            f"{case['around_us']:,.0f}",
             *(f"{case['parts_us'][name]['p50']:,.0f}" for name in PARTS),
         )
         for case in result["cases"]
     ]
-    head = ("predicts", "envs", "gap, ms", "requests", "median", "99 %", "alone", "beyond", *PARTS)
-    worst = max(case["beyond_us"] for case in result["cases"])
+    head = (
+        "predicts", "envs", "gap, ms", "requests", "median", "99 %", "alone", "beyond", "around",
+        *PARTS,
+    )  # fmt: skip
+    least = min(case["gap_ms"] for case in result["cases"])
+    worst = max(case["around_us"] for case in result["cases"] if case["gap_ms"] == least)
     verdict = "kept" if worst < result["target_us"] else "missed"
-    target = f"target: less than {result['target_us']:g} us beyond the prediction"
+    target = f"target: less than {result['target_us']:g} us around the prediction, gap {least:g} ms"
     notes = [
-        "microseconds; alone: the prediction without anybody asking; beyond: median - alone",
-        "last five columns: medians of the round trip's parts",
+        "microseconds; alone: the prediction without anybody asking; beyond: median - alone;",
+        "around: the round trip without the prediction that it contains, which is slower than one",
+        "alone, since others have had the caches; last five columns: medians of the parts",
         f"{target}: {verdict} (at most {worst:,.0f})",
     ]
     lines = columns(head, rows)

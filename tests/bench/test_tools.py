@@ -263,11 +263,17 @@ def test_a_round_trip_is_the_sum_of_its_parts() -> None:
     assert found["requests"] == 75
     assert found["round_trip_us"]["p50"] == pytest.approx(750)
     assert found["beyond_us"] == pytest.approx(350)
+    assert found["around_us"] == pytest.approx(250)
     parts = [part["p50"] for part in found["parts_us"].values()]
     assert parts == pytest.approx([100, 30, 500, 20, 100], abs=1e-3)
     case = {"net": None, "envs": 1, "gap_ms": 0.0}
     result = provenance(["x"]) | {"target_us": 300.0, "cases": [case | found]}
-    assert "300 us beyond the prediction: missed (at most 350)" in latency.trips_table(result)
+    assert "around the prediction, gap 0 ms: kept (at most 250)" in latency.trips_table(result)
+    idle = case | found | {"gap_ms": 5.0, "around_us": 900.0}  # the learner has gone to sleep
+    said = latency.trips_table(result | {"cases": [case | found, idle]})
+    assert "gap 0 ms: kept (at most 250)" in said
+    slow = latency.trips_table(result | {"cases": [case | found | {"around_us": 301.0}]})
+    assert "missed (at most 301)" in slow
     with pytest.raises(BenchError, match="no request was answered"):
         latency.summarise_trips(report | {"served": []})
 
