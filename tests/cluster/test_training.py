@@ -116,6 +116,20 @@ def test_impala_trains_on_two_nodes(submit: Submit, launcher: str) -> None:
     assert json.loads((run.folder / "DONE").read_text())["frames"] >= 20_000
 
 
+def test_actors_see_no_gpu(submit: Submit, tmp_path: Path) -> None:
+    """The batch script and the learner, which also look at the environment, see those of a node."""
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    run = submit(
+        "impala",
+        ["--gpus-per-node=2", *TWO_NODES, f"SEEN={seen}", f"PYTHONPATH={Path(__file__).parent}"],
+        [*CARTPOLE[2:], "--env", "seeing:Seeing-v0", "--total-frames", "4000"],
+    )
+    run.finish()
+    found = {path.name: path.read_text() for path in seen.iterdir()}
+    assert found == {"script": "0,1", "0": "0,1", "1": "", "2": "", "3": ""}
+
+
 def test_gorilla_trains_with_servers_on_two_nodes(submit: Submit) -> None:
     run = submit(
         "gorilla",
