@@ -116,6 +116,16 @@ def test_impala_trains_on_two_nodes(submit: Submit, launcher: str) -> None:
     assert json.loads((run.folder / "DONE").read_text())["frames"] >= 20_000
 
 
+def test_the_doctor_examines_the_whole_allocation(submit: Submit) -> None:
+    run = submit("test", ["--nodes=2", "--ntasks-per-node=2"], [])
+    run.box.wait(run.job, timeout=LIMIT_S)
+    first, second = run.box.nodes_of(run.job)
+    assert f"4 on 2 hosts: 2 on {first}, 2 on {second}" in run.output
+    assert "GB/s between hosts (1 pair)" in run.output
+    assert "all 2 hosts see the same files" in run.output
+    assert ", 0 fail" in run.output
+
+
 def test_actors_see_no_gpu(submit: Submit, tmp_path: Path) -> None:
     """The batch script and the learner, which also look at the environment, see those of a node."""
     seen = tmp_path / "seen"
