@@ -195,6 +195,11 @@ def conclude(
     if given.restarts >= most:
         say(f"job {given.job} has come back {given.restarts} times ({MAX_REQUEUES}={most}): enough")
         return code
+    state, reason = _state(given.job)
+    if state != "RUNNING" and reason != "TimeLimit":
+        # Cancelled, and not to be brought back; or requeued already, by Slurm itself.
+        say(f"job {given.job} is {state} ({reason}): it is not requeued from here")
+        return code
     say(f"exit {code}, newest checkpoint {newest}: job {given.job} goes back to the queue")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with which Slurm ends a requeued job's script
     done = subprocess.run(
@@ -208,6 +213,16 @@ def conclude(
         return code
     time.sleep(KILLED_WITHIN_S)  # to be gone before could be taken for the job's end
     return code
+
+
+def _state(job: str) -> tuple[str, str]:
+    """State of a Slurm job and its reason, as Slurm names them."""
+    done = subprocess.run(
+        ["scontrol", "--oneliner", "show", "job", job], capture_output=True, text=True, check=False
+    )
+    fields = dict(word.split("=", 1) for word in done.stdout.split() if "=" in word)
+    unknown = done.stderr.strip() or "scontrol does not tell"
+    return fields.get("JobState", "unknown"), fields.get("Reason", unknown)
 
 
 def most_requeues(environment: Mapping[str, str] = os.environ) -> int:

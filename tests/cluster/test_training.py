@@ -213,6 +213,19 @@ def test_who_touches_stop_is_not_overruled(submit: Submit) -> None:
     assert len(run.checkpoints()) == 1
 
 
+def test_a_cancelled_job_stays_away(submit: Submit) -> None:
+    run = submit(
+        "impala",
+        TWO_NODES,
+        [*CARTPOLE, "--total-frames", "1e9", "--checkpoint-minutes", "0.02"],
+    )
+    run.until(run.checkpoints, "a checkpoint")
+    run.box.cancel(run.job)
+    run.box.wait(run.job, "CANCELLED")
+    assert run.box.restarts(run.job) == 0
+    assert "it is not requeued from here" in run.output
+
+
 def test_a_sweep_is_an_array_with_a_cap(submit: Submit, tmp_path: Path) -> None:
     run = submit(
         "sweep",

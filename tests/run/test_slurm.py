@@ -138,7 +138,17 @@ class Ended:
         self.asked = tmp_path / "asked"
         self.folder = RunFolder(tmp_path / "run")
         self.folder.checkpoints.mkdir(parents=True)
-        programs("scontrol", f'echo "$*" >> {self.asked}')
+        self._programs = programs
+        self.is_now("RUNNING", "None")
+
+    def is_now(self, state, reason):
+        """What scontrol tells of the job; what else it is asked for it notes."""
+        told = f"JobId=7 JobName=impala JobState={state} Reason={reason} Requeue=1"
+        self._programs(
+            "scontrol",
+            f'case "$*" in "--oneliner show job 7") echo "{told}";; *) echo "$*" >> {self.asked};; '
+            "esac",
+        )
 
     def save(self, frames):
         (self.folder.checkpoints / f"frames-{frames:012d}.h5").touch()
@@ -187,6 +197,25 @@ def test_nor_what_makes_no_progress(ended, capsys):
 
 
 @pytest.mark.parametrize(
+    ("state", "reason", "goes"),
+    [
+        ("RUNNING", "None", True),
+        ("COMPLETING", "None", False),
+        ("CANCELLED", "None", False),
+        ("PENDING", "BeginTime", False),
+        ("COMPLETING", "TimeLimit", True),
+    ],
+)
+def test_a_cancelled_job_is_not_brought_back(ended, state, reason, goes, capsys):
+    """Slurm would do it; and what it requeues itself needs no help."""
+    ended.save(20)
+    ended.is_now(state, reason)
+    assert conclude(GIVEN, 75, ended.folder, None, True, {}) == 75
+    assert ended.requeued() is goes
+    assert (f"job 7 is {state} ({reason})" in capsys.readouterr().err) is not goes
+
+
+@pytest.mark.parametrize(
     ("restarts", "variables", "goes"),
     [
         (99, {}, True),
@@ -210,7 +239,11 @@ def test_a_cap_that_is_no_number_is_refused(ended):
 
 
 def test_a_site_without_requeue_is_told_what_to_do(ended, programs, capsys):
-    programs("scontrol", "echo Requeue is disabled >&2; exit 1")
+    programs(
+        "scontrol",
+        'case "$1" in --oneliner) echo JobState=RUNNING;; '
+        "*) echo Requeue is disabled >&2; exit 1;; esac",
+    )
     ended.save(20)
     assert conclude(GIVEN, 75, ended.folder, None, True, {}) == 75
     assert "Requeue is disabled; submit it again" in capsys.readouterr().err
