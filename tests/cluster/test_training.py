@@ -162,7 +162,7 @@ def test_slurms_warning_saves_requeues_and_resumes(submit: Submit) -> None:
     run.until(lambda: "stopping: " in run.output, "Slurm's warning")
     warned = time.monotonic()
     run.until(lambda: run.box.state(run.job) != "RUNNING", "the end after the warning")
-    assert time.monotonic() - warned < 10.0
+    assert time.monotonic() - warned < 20.0  # under a second on a quiet machine
     (saved,) = run.checkpoints()
     assert "exit 75" in run.output
     assert not run.done
