@@ -21,6 +21,9 @@ export MAX_REQUEUES=${MAX_REQUEUES:-100}
 
 # -- from here on nothing needs to be edited -------------------------------------------------------
 
+# Slurm's warning (--signal) would end this shell; the job listens for it from the moment it can.
+trap '' USR2
+
 fail() { # fail WHAT-TO-DO: one line, and the exit code for wrong usage
     echo "$(basename "${SLURM_JOB_NAME:-slurm}"): $*" >&2
     exit 2
@@ -38,5 +41,6 @@ play() { # play NAME OPTION...: hands this process over to the job, which hears 
     "$PYTHON" -c 'import drl_mpi, mpi4py' 2>/dev/null ||
         fail "$PYTHON cannot import drl_mpi and mpi4py; install them there: pip install -e ."
     echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, restart ${SLURM_RESTART_COUNT:-0}: $*"
+    export DRL_MPI_BATCH=$$ # this process, which becomes the job and may requeue it
     exec "$PYTHON" "$DRL_MPI_HOME/jobs/$1.py" "${@:2}"
 }

@@ -29,6 +29,10 @@ _LOCKED: dict[Path, TextIO] = {}
 """Folders that this process has. A lock lasts as long as its file is open, so somebody keeps it."""
 
 
+BY_SIGNAL = b"by a signal\n"
+"""What is in a STOP that no user has touched."""
+
+
 class RunFolder:
     """The files of one run. Creates nothing until `prepare`."""
 
@@ -127,6 +131,13 @@ class RunFolder:
         except OSError:
             return False
         return True
+
+    def stop_signalled(self) -> bool:
+        """Whether STOP was made because a signal came, not by the user."""
+        try:
+            return self.stop.read_bytes() == BY_SIGNAL
+        except OSError:
+            return False
 
     def clear_stop(self) -> None:
         """Removes STOP, so that a resumed run goes on."""

@@ -19,7 +19,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 import tyro
 
-from drl_mpi.errors import EXIT_OK, EXIT_USAGE, UsageError
+from drl_mpi.errors import EXIT_OK, EXIT_STOPPED, EXIT_USAGE, UsageError
 from drl_mpi.run import slurm
 from drl_mpi.run.folder import RunFolder
 from drl_mpi.run.launcher import (
@@ -190,6 +190,9 @@ def _relaunch(job: Job, arguments: Sequence[str]) -> int:
         mpirun_command(len(hosts), argv) if given is None else slurm.launch_command(given, argv)
     )
     folder = RunFolder(job.path)
+    if given is not None and slurm.stopped_while_away(given, folder):
+        slurm.say(f"{folder.stop} is there: not going on; submit the job anew to do so")
+        return EXIT_STOPPED
     folder.prepare()
     try:
         folder.lock()  # a STOP in there may be meant for a job that still runs

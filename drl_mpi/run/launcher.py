@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from drl_mpi.errors import UsageError
+from drl_mpi.run.folder import BY_SIGNAL
 from drl_mpi.run.progress import TTY_VARIABLE, terminal_width
 
 RANK_VARIABLES = (
@@ -117,8 +118,9 @@ def mpirun_command(ranks: int, argv: Sequence[str]) -> list[str]:
 def supervise(command: Sequence[str], stop_file: Path) -> tuple[int, bool]:
     """Runs a launcher's command to its end. Returns its exit code, and whether a signal came.
 
-    Ctrl-C and SIGTERM become a touch of ``stop_file``: the job saves and exits by itself. A second
-    one ends it at once. If this process dies, the launcher gets SIGTERM, so nothing stays behind.
+    Ctrl-C and SIGTERM become a ``stop_file`` (see ``RunFolder.stop_signalled``): the job saves and
+    exits by itself. A second one ends it at once. If this process dies, the launcher gets SIGTERM,
+    so nothing stays behind.
     """
     environment = {
         TTY_VARIABLE: str(terminal_width() or 0),
@@ -133,7 +135,7 @@ def supervise(command: Sequence[str], stop_file: Path) -> tuple[int, bool]:
         nonlocal asked
         asked += 1
         if asked == 1 and stop_file.parent.is_dir():
-            stop_file.touch()
+            stop_file.write_bytes(BY_SIGNAL)
             os.write(2, b"\nstopping: saving a checkpoint first (again to end at once)\n")
         elif process is not None:
             process.terminate()

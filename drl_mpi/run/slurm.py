@@ -30,6 +30,8 @@ MAX_REQUEUES = "MAX_REQUEUES"
 USUAL_REQUEUES = 100
 RANK_WRAPPER = "RANK_WRAPPER"
 """Variable with the words that every rank's command begins with, such as a container's."""
+BATCH = "DRL_MPI_BATCH"
+"""Variable with the process id of the batch script, which has handed itself over to the job."""
 KILLED_WITHIN_S = 60.0
 """Seconds within which Slurm ends a job that it has put back into the queue."""
 
@@ -39,7 +41,8 @@ class Allocation:
     """What Slurm gave."""
 
     job: str
-    """Slurm's number of the job (of one task of an array, if it is one)."""
+    """Slurm's name of the job: its number, or for one task of an array "number_index". The number
+    of an array's last task is that of the whole array."""
     hosts: tuple[str, ...]
     tasks: tuple[int, ...]
     """Per host: Slurm's tasks are our ranks."""
@@ -69,8 +72,9 @@ def allocation(environment: Mapping[str, str] = os.environ) -> Allocation | None
         return None
     hosts = _hosts(environment["SLURM_JOB_NODELIST"])
     per_task = environment.get("SLURM_CPUS_PER_TASK")
+    array, index = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
     return Allocation(
-        environment["SLURM_JOB_ID"],
+        f"{array}_{index}" if array and index else environment["SLURM_JOB_ID"],
         hosts,
         _per_host(environment, "SLURM_TASKS_PER_NODE", len(hosts)),
         int(per_task) if per_task else None,
@@ -183,10 +187,17 @@ def conclude(
     Returns:
         The exit code of the batch script; it does not return if the job was requeued.
     """
+    if environment.get(BATCH) != str(os.getpid()):
+        return code  # a command inside somebody's script or shell: the Slurm job is theirs
     if code in (EXIT_OK, EXIT_USAGE):
         return code
     if code == EXIT_STOPPED and not signalled:
         return code  # somebody touched STOP, and does not want it to go on
+    state, reason = _state(given.job)
+    if state != "RUNNING" and reason != "TimeLimit":
+        # Cancelled, and not to be brought back; or requeued already, by Slurm itself.
+        say(f"job {given.job} is {state} ({reason}): it is not requeued from here")
+        return code
     newest = newest_checkpoint(folder)
     most = most_requeues(environment)
     if newest == before:
@@ -194,11 +205,6 @@ def conclude(
         return code
     if given.restarts >= most:
         say(f"job {given.job} has come back {given.restarts} times ({MAX_REQUEUES}={most}): enough")
-        return code
-    state, reason = _state(given.job)
-    if state != "RUNNING" and reason != "TimeLimit":
-        # Cancelled, and not to be brought back; or requeued already, by Slurm itself.
-        say(f"job {given.job} is {state} ({reason}): it is not requeued from here")
         return code
     say(f"exit {code}, newest checkpoint {newest}: job {given.job} goes back to the queue")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with which Slurm ends a requeued job's script
@@ -235,6 +241,11 @@ def most_requeues(environment: Mapping[str, str] = os.environ) -> int:
     if not text.isdecimal():
         raise UsageError(f"{MAX_REQUEUES}={text!r}; allowed: 0 or more; 0 for never")
     return int(text)
+
+
+def stopped_while_away(given: Allocation, folder: RunFolder) -> bool:
+    """Whether the user touched STOP while the job waited in the queue to go on."""
+    return given.restarts > 0 and folder.stop_requested() and not folder.stop_signalled()
 
 
 def newest_checkpoint(folder: RunFolder) -> str | None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from drl_mpi.comm.poller import Poller
+from drl_mpi.comm.poller import SILENCE_S, Poller
 from drl_mpi.comm.world import World
 from drl_mpi.errors import EXIT_OK, EXIT_STOPPED, UsageError
 from drl_mpi.run.folder import RunFolder
@@ -243,23 +243,24 @@ class System(RunConfig):
         if place.gpu is None:  # a library that looks at a GPU takes some of its memory
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         complete, together = False, "the other ranks to load"
+        loading = Poller(max(self.silence_timeout, SILENCE_S))
         # Ranks load for seconds, or minutes from a slow disk: nobody's silence counts before.
         if place.role is Role.SERVER:
             from drl_mpi.systems.serving import serve
 
-            world.meet(poller, together)
+            world.meet(loading, together)
             serve(self, world, layout, prepared, poller)
         elif place.role is Role.ACTOR and self.central:
             from drl_mpi.systems.asking import ask
 
             actor = ask(self, world, layout, prepared, poller)
-            world.meet(poller, together)
+            world.meet(loading, together)
             actor.run()
         else:
             from drl_mpi.systems.builder import Builder
 
             builder = Builder(self, world, layout, prepared, poller, group)
-            world.meet(poller, together)
+            world.meet(loading, together)
             complete = builder.learn() if place.role is Role.LEARNER else builder.act()
         complete = world.share_flag(complete, poller, "the first learner to finish")
         log.info("%s", "finished" if complete else "stopped early")

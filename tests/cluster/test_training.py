@@ -241,6 +241,23 @@ def test_a_sweep_is_an_array_with_a_cap(submit: Submit, tmp_path: Path) -> None:
     ]
 
 
+def test_one_task_of_a_sweep_goes_back_alone(submit: Submit, tmp_path: Path) -> None:
+    """The last one, whose number is the whole array's."""
+    run = submit(
+        "sweep",
+        ["--array=0-1", "--ntasks-per-node=2", "GAMES=CartPole-v1", "SEEDS=1 2"],
+        ["--envs-per-actor", "8", "--total-frames", "1e9", "--checkpoint-minutes", "0.02"],
+    )
+    run.until(lambda: len({*tmp_path.glob("runs/*/checkpoints/*.h5")}) >= 2, "checkpoints of both")
+    for seed in (1, 2):
+        saved = tmp_path / f"runs/impala-CartPole-v1-seed{seed}/checkpoints"
+        run.until(lambda saved=saved: [*saved.glob("*.h5")], "a checkpoint")  # type: ignore[misc]
+    run.box.client("scancel", "--batch", "--signal=USR2", f"{run.job}_1")
+    run.until(lambda: run.box.restarts(f"{run.job}_1") == 1, "the restart")
+    assert run.box.state(f"{run.job}_0") == "RUNNING"
+    assert run.box.restarts(f"{run.job}_0") == 0
+
+
 def test_a_sweep_of_another_size_says_so(submit: Submit) -> None:
     run = submit("sweep", ["--array=0", "--ntasks-per-node=2", "GAMES=a b", "SEEDS=1 2"], [])
     run.box.wait(run.job, "FAILED", timeout=LIMIT_S)

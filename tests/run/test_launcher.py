@@ -13,6 +13,7 @@ import pytest
 
 from drl_mpi.errors import UsageError
 from drl_mpi.run import launcher
+from drl_mpi.run.folder import BY_SIGNAL
 from drl_mpi.run.launcher import launched_ranks, mpirun_command, usable_cores
 
 
@@ -158,7 +159,7 @@ def test_a_first_signal_touches_stop_and_the_jobs_own_code_comes_back(supervised
     job = supervised("obeys")
     job.parent.send_signal(number)
     _, said = job.parent.communicate(timeout=30)
-    assert job.stop.exists()
+    assert job.stop.read_bytes() == BY_SIGNAL
     assert job.parent.returncode == 75
     assert "stopping: saving a checkpoint first" in said
 

@@ -22,6 +22,7 @@ ONE = {
     "SLURM_JOB_NODELIST": "cloud",
     "SLURM_TASKS_PER_NODE": "3",
 }
+BATCH = {"DRL_MPI_BATCH": str(os.getpid())}
 GIVEN = Allocation("7", ("a", "b"), (2, 1), None, 0)
 
 
@@ -49,6 +50,23 @@ def test_outside_an_allocation_there_is_none():
 
 def test_one_host():
     assert allocation(ONE) == Allocation("7", ("cloud",), (3,), None, 0)
+
+
+def test_a_task_of_an_array_is_named_as_one():
+    """The number of the last task is the array's, too: all of it would be requeued."""
+    array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
+    assert allocation(ONE | array).job == "7_2"
+
+
+@pytest.mark.parametrize(
+    ("restarts", "found", "away"),
+    [(1, b"", True), (1, b"by a signal\n", False), (0, b"", False), (1, None, False)],
+)
+def test_a_stop_touched_while_the_job_waits_is_the_users(ended, restarts, found, away):
+    if found is not None:
+        ended.folder.stop.write_bytes(found)
+    given = Allocation("7", ("a",), (2,), None, restarts)
+    assert slurm.stopped_while_away(given, ended.folder) is away
 
 
 def test_many_hosts(programs):
@@ -170,7 +188,7 @@ def test_what_was_interrupted_and_has_made_progress_goes_back(ended, code, signa
     ended.save(10)
     before = newest_checkpoint(ended.folder)
     ended.save(20)
-    assert conclude(GIVEN, code, ended.folder, before, signalled, {}) == code
+    assert conclude(GIVEN, code, ended.folder, before, signalled, BATCH) == code
     assert ended.requeued()
     assert "frames-000000000020.h5: job 7 goes back to the queue" in capsys.readouterr().err
 
@@ -178,20 +196,28 @@ def test_what_was_interrupted_and_has_made_progress_goes_back(ended, code, signa
 @pytest.mark.parametrize("code", [0, 2])
 def test_success_and_wrong_usage_do_not(ended, code):
     ended.save(20)
-    assert conclude(GIVEN, code, ended.folder, None, True, {}) == code
+    assert conclude(GIVEN, code, ended.folder, None, True, BATCH) == code
     assert not ended.asked.exists()
 
 
 def test_nor_what_the_user_stopped(ended):
     ended.save(20)
-    assert conclude(GIVEN, 75, ended.folder, None, False, {}) == 75
+    assert conclude(GIVEN, 75, ended.folder, None, False, BATCH) == 75
     assert not ended.asked.exists()
+
+
+def test_nor_a_job_inside_somebody_elses_script(ended):
+    """A notebook's, or a command of an interactive allocation: the Slurm job is not ours."""
+    ended.save(20)
+    for variables in ({}, {"DRL_MPI_BATCH": "1"}):
+        assert conclude(GIVEN, 75, ended.folder, None, True, variables) == 75
+        assert not ended.asked.exists()
 
 
 def test_nor_what_makes_no_progress(ended, capsys):
     ended.save(20)
     before = newest_checkpoint(ended.folder)
-    assert conclude(GIVEN, 1, ended.folder, before, False, {}) == 1
+    assert conclude(GIVEN, 1, ended.folder, before, False, BATCH) == 1
     assert not ended.asked.exists()
     assert "no checkpoint since the start" in capsys.readouterr().err
 
@@ -210,7 +236,7 @@ def test_a_cancelled_job_is_not_brought_back(ended, state, reason, goes, capsys)
     """Slurm would do it; and what it requeues itself needs no help."""
     ended.save(20)
     ended.is_now(state, reason)
-    assert conclude(GIVEN, 75, ended.folder, None, True, {}) == 75
+    assert conclude(GIVEN, 75, ended.folder, None, True, BATCH) == 75
     assert ended.requeued() is goes
     assert (f"job 7 is {state} ({reason})" in capsys.readouterr().err) is not goes
 
@@ -228,7 +254,7 @@ def test_a_cancelled_job_is_not_brought_back(ended, state, reason, goes, capsys)
 def test_only_so_often(ended, restarts, variables, goes):
     ended.save(20)
     given = Allocation("7", ("a",), (2,), None, restarts)
-    assert conclude(given, 75, ended.folder, None, True, variables) == 75
+    assert conclude(given, 75, ended.folder, None, True, BATCH | variables) == 75
     assert ended.requeued() is goes
 
 
@@ -245,16 +271,17 @@ def test_a_site_without_requeue_is_told_what_to_do(ended, programs, capsys):
         "*) echo Requeue is disabled >&2; exit 1;; esac",
     )
     ended.save(20)
-    assert conclude(GIVEN, 75, ended.folder, None, True, {}) == 75
+    assert conclude(GIVEN, 75, ended.folder, None, True, BATCH) == 75
     assert "Requeue is disabled; submit it again" in capsys.readouterr().err
 
 
 def test_the_job_waits_for_slurm_to_end_it(ended):
     """A script that is gone before could be taken for the job's own end."""
     code = (
-        "import sys; from drl_mpi.run import slurm; from drl_mpi.run.folder import RunFolder\n"
+        "import os, sys; from drl_mpi.run import slurm; from drl_mpi.run.folder import RunFolder\n"
         "given = slurm.Allocation('7', ('a',), (1,), None, 0)\n"
-        "slurm.conclude(given, 75, RunFolder(sys.argv[1]), None, True, {})"
+        "slurm.conclude(given, 75, RunFolder(sys.argv[1]), None, True,"
+        " {'DRL_MPI_BATCH': str(os.getpid())})"
     )
     ended.save(20)
     child = subprocess.Popen(
