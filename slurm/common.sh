@@ -32,11 +32,12 @@ fail() { # fail WHAT-TO-DO: one line, and the exit code for wrong usage
 play() { # play NAME OPTION...: hands this process over to the job, which hears Slurm's signals then
     [[ -n ${SLURM_JOB_ID:-} ]] || fail "not inside a Slurm job; submit it: sbatch slurm/NAME.sh"
     if [[ -n $MODULES ]]; then
+        command -v module >/dev/null || fail "there is no module command; empty MODULES"
         # shellcheck disable=SC2086 # several words
         module load $MODULES || fail "module load $MODULES failed; see: module avail"
     fi
     command -v "$PYTHON" >/dev/null ||
-        fail "no Python at $PYTHON; make the environment first (make run, or pip install), or" \
+        fail "no Python at $PYTHON; make the environment first (make run), or" \
             "set PYTHON in slurm/common.sh"
     "$PYTHON" -c 'import drl_mpi, mpi4py' 2>/dev/null ||
         fail "$PYTHON cannot import drl_mpi and mpi4py; install them there: pip install -e ."

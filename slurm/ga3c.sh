@@ -26,8 +26,12 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out
 
-DRL_MPI_HOME=${DRL_MPI_HOME:-$SLURM_SUBMIT_DIR}
+DRL_MPI_HOME=${DRL_MPI_HOME:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
+[[ -f $DRL_MPI_HOME/slurm/common.sh ]] || {
+    echo "no drl_mpi in $DRL_MPI_HOME: submit from its folder, or export DRL_MPI_HOME=/path/to/it" >&2
+    exit 2
+}
 # shellcheck source=slurm/common.sh
-source "$DRL_MPI_HOME/slurm/common.sh" || exit 2
+source "$DRL_MPI_HOME/slurm/common.sh"
 
 play ga3c "$@"

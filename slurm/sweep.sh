@@ -27,16 +27,21 @@ SYSTEM=${SYSTEM:-impala}
 GAMES=${GAMES:-ALE/Pong-v5 ALE/Breakout-v5 ALE/SpaceInvaders-v5 ALE/Seaquest-v5}
 SEEDS=${SEEDS:-1 2 3}
 
-DRL_MPI_HOME=${DRL_MPI_HOME:-$SLURM_SUBMIT_DIR}
+DRL_MPI_HOME=${DRL_MPI_HOME:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
+[[ -f $DRL_MPI_HOME/slurm/common.sh ]] || {
+    echo "no drl_mpi in $DRL_MPI_HOME: submit from its folder, or export DRL_MPI_HOME=/path/to/it" >&2
+    exit 2
+}
 # shellcheck source=slurm/common.sh
-source "$DRL_MPI_HOME/slurm/common.sh" || exit 2
+source "$DRL_MPI_HOME/slurm/common.sh"
 
 read -ra games <<<"$GAMES"
 read -ra seeds <<<"$SEEDS"
 count=$((${#games[@]} * ${#seeds[@]}))
-[[ ${SLURM_ARRAY_TASK_COUNT:-0} -eq $count ]] ||
-    fail "${#games[@]} games and ${#seeds[@]} seeds are $count tasks, but the array has" \
-        "${SLURM_ARRAY_TASK_COUNT:-none}; submit it with: sbatch --array=0-$((count - 1))%4"
+index=${SLURM_ARRAY_TASK_ID:?submit this as an array: sbatch --array=0-11%4 slurm/sweep.sh}
+((index < count)) ||
+    fail "games (${#games[@]}) x seeds (${#seeds[@]}) are tasks 0 to $((count - 1)), and this is" \
+        "task $index; submit it with: sbatch --array=0-$((count - 1))%4 slurm/sweep.sh"
+((SLURM_ARRAY_TASK_MAX < count - 1)) && echo "tasks of this sweep: 0 to $((count - 1))"
 
-index=$SLURM_ARRAY_TASK_ID
 play "$SYSTEM" --env "${games[index / ${#seeds[@]}]}" --seed "${seeds[index % ${#seeds[@]}]}" "$@"

@@ -103,7 +103,8 @@ def main(presets: Mapping[str, J], argv: Sequence[str] | None = None) -> None:
             sys.exit(_relaunch(job, arguments))
         _leave(_rank_main(job, launched[1]))
     except UsageError as error:
-        if launched is None or launched[0] == 0:
+        first = launched[0] == 0 if launched else os.environ.get("SLURM_PROCID", "0") == "0"
+        if first:
             print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_USAGE)
 
@@ -182,6 +183,8 @@ def _relaunch(job: Job, arguments: Sequence[str]) -> int:
     else:
         wanted = job.wanted(given.ranks)
         hosts = given.rank_hosts
+        if unseen := slurm.unseen_gpus(gpus):
+            slurm.say(unseen)
     layout = _planned(job, given, hosts, gpus, wanted)
     if job.inspect(layout) is None:
         return EXIT_OK

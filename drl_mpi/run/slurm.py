@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from drl_mpi.errors import EXIT_OK, EXIT_STOPPED, EXIT_USAGE, UsageError
 from drl_mpi.run.checkpoint import Checkpoints
@@ -66,10 +67,16 @@ def allocation(environment: Mapping[str, str] = os.environ) -> Allocation | None
     """The allocation that this process is the batch script or the shell of; ``None`` outside one.
 
     Raises:
-        UsageError: for variables that cannot be understood.
+        UsageError: for variables that cannot be understood, and in one of several tasks of srun.
     """
     if "SLURM_JOB_ID" not in environment or "SLURM_JOB_NODELIST" not in environment:
         return None
+    together = environment.get("SLURM_STEP_NUM_TASKS", "1")
+    if together != "1":
+        raise UsageError(
+            f"srun started {together} tasks that do not know of one another; use srun --mpi=pmix, "
+            "or start the job once, without srun: it takes the whole allocation"
+        )
     hosts = _hosts(environment["SLURM_JOB_NODELIST"])
     per_task = environment.get("SLURM_CPUS_PER_TASK")
     array, index = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
@@ -254,6 +261,21 @@ def newest_checkpoint(folder: RunFolder) -> str | None:
     return None if newest is None else newest.name
 
 
+def unseen_gpus(seen: int, environment: Mapping[str, str] = os.environ) -> str:
+    """What is wrong if Slurm gave GPUs and torch sees none; empty if nothing is.
+
+    Args:
+        seen: GPUs of this host that learners may use.
+    """
+    given = environment.get("SLURM_GPUS_ON_NODE", "0")
+    if seen or given in ("", "0"):
+        return ""
+    return (
+        f"Slurm gave {given} GPUs on this node, but torch sees none and learns on cores; install a "
+        "torch with CUDA (python jobs/doctor.py tells more), or ask for none"
+    )
+
+
 def say(text: str) -> None:
     """Tells the batch script's output."""
-    print(f"slurm: {text}", file=sys.stderr, flush=True)
+    print(f"{Path(sys.argv[0]).name}: {text}", file=sys.stderr, flush=True)

@@ -136,6 +136,7 @@ def test_actors_see_no_gpu(submit: Submit, tmp_path: Path) -> None:
         [*CARTPOLE[2:], "--env", "seeing:Seeing-v0", "--total-frames", "4000"],
     )
     run.finish()
+    assert "Slurm gave 2 GPUs on this node, but torch sees none" in run.output
     found = {path.name: path.read_text() for path in seen.iterdir()}
     assert found == {"script": "0,1", "0": "0,1", "1": "", "2": "", "3": ""}
 
@@ -258,12 +259,28 @@ def test_one_task_of_a_sweep_goes_back_alone(submit: Submit, tmp_path: Path) -> 
     assert run.box.restarts(f"{run.job}_0") == 0
 
 
-def test_a_sweep_of_another_size_says_so(submit: Submit) -> None:
-    run = submit("sweep", ["--array=0", "--ntasks-per-node=2", "GAMES=a b", "SEEDS=1 2"], [])
+def test_a_task_that_a_sweep_does_not_have_says_so(submit: Submit) -> None:
+    run = submit("sweep", ["--array=4", "--ntasks-per-node=2", "GAMES=a b", "SEEDS=1 2"], [])
     run.box.wait(run.job, "FAILED", timeout=LIMIT_S)
-    (line,) = run.box.output(f"{run.job}_0").splitlines()
-    assert "2 games and 2 seeds are 4 tasks, but the array has 1" in line
+    (line,) = run.box.output(f"{run.job}_4").splitlines()
+    assert "games (2) x seeds (2) are tasks 0 to 3, and this is task 4" in line
     assert "--array=0-3%4" in line
+
+
+def test_from_another_folder_it_says_what_to_do(box: Box, tmp_path: Path) -> None:
+    job = box.sbatch("--ntasks-per-node=2", ROOT / "slurm" / "impala.sh", cwd=tmp_path)
+    box.wait(job, "FAILED", timeout=LIMIT_S)
+    (line,) = box.output(job).splitlines()
+    assert f"no drl_mpi in {tmp_path}: submit from its folder, or export DRL_MPI_HOME" in line
+
+
+def test_srun_without_pmix_is_refused(box: Box, tmp_path: Path) -> None:
+    command = f"srun --mpi=none {sys.executable} {ROOT / 'jobs' / 'impala.py'}"
+    job = box.sbatch("--nodes=2", "--ntasks-per-node=2", f"--wrap={command}", cwd=tmp_path)
+    box.wait(job, "FAILED", timeout=LIMIT_S)
+    lines = [line for line in box.output(job).splitlines() if line.startswith("impala.py: ")]
+    assert len(lines) == 1, box.output(job)
+    assert "srun started 4 tasks that do not know of one another" in lines[0]
 
 
 @pytest.mark.parametrize(

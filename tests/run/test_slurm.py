@@ -52,6 +52,19 @@ def test_one_host():
     assert allocation(ONE) == Allocation("7", ("cloud",), (3,), None, 0)
 
 
+def test_tasks_of_srun_without_pmix_are_refused():
+    with pytest.raises(UsageError, match="srun started 3 tasks that do not know of one another"):
+        allocation(ONE | {"SLURM_STEP_NUM_TASKS": "3"})
+    assert allocation(ONE | {"SLURM_STEP_NUM_TASKS": "1"}).ranks == 3  # an interactive step
+
+
+def test_gpus_that_torch_does_not_see_are_told():
+    assert slurm.unseen_gpus(0, {}) == ""
+    assert slurm.unseen_gpus(0, {"SLURM_GPUS_ON_NODE": "0"}) == ""
+    assert slurm.unseen_gpus(2, {"SLURM_GPUS_ON_NODE": "2"}) == ""
+    assert "Slurm gave 2 GPUs" in slurm.unseen_gpus(0, {"SLURM_GPUS_ON_NODE": "2"})
+
+
 def test_a_task_of_an_array_is_named_as_one():
     """The number of the last task is the array's, too: all of it would be requeued."""
     array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
@@ -328,11 +341,12 @@ def test_shellcheck(script):
     assert done.returncode == 0, done.stdout
 
 
-def test_outside_slurm_a_script_says_how_to_submit_it():
+@pytest.mark.parametrize("home", [{"DRL_MPI_HOME": str(ROOT)}, {}])
+def test_outside_slurm_a_script_says_how_to_submit_it(home):
     kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
     done = subprocess.run(
         ["bash", str(ROOT / "slurm" / "impala.sh")],
-        env=kept | {"DRL_MPI_HOME": str(ROOT)},
+        env=kept | home,
         capture_output=True,
         text=True,
         check=False,
