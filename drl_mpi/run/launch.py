@@ -39,6 +39,11 @@ FORWARD_S = 0.2
 another way, overtakes them."""
 
 
+LAST_WORD_S = 2.0
+"""Seconds that other ranks leave the first one to say what is wrong: a launcher ends all ranks when
+one ends with an error."""
+
+
 class Job(Protocol):
     """What can be launched: a config that knows how to prepare and play its system."""
 
@@ -106,6 +111,8 @@ def main(presets: Mapping[str, J], argv: Sequence[str] | None = None) -> None:
         first = launched[0] == 0 if launched else os.environ.get("SLURM_PROCID", "0") == "0"
         if first:
             print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(LAST_WORD_S)
         sys.exit(EXIT_USAGE)
 
 

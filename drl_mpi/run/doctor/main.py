@@ -26,6 +26,8 @@ START_S = 180.0
 """Seconds that MPI may take to bring all ranks together: some may import slowly at first."""
 FORWARD_S = 0.2
 """Seconds that a launcher gets to show the table before the abort's notice overtakes it."""
+LAST_WORD_S = 2.0
+"""Seconds that other ranks leave the first one to say what is wrong with the command line."""
 NOWHERE = Path(os.devnull) / "STOP"
 """There is nothing to save, so the first signal ends the ranks."""
 DEFAULT_TIMEOUT_S = 20.0
@@ -52,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         if speaks:
             print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(LAST_WORD_S)
         return EXIT_USAGE
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
