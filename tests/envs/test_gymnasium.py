@@ -167,7 +167,7 @@ def vector(*shape, dtype=np.float64):
         (vector(), (1,), "float32", lambda o: np.float32(o).reshape(1)),
         (spaces.Discrete(4, start=2), (4,), "float32", lambda o: np.eye(4)[o - 2]),
     ],
-    ids=str,
+    ids=lambda value: "" if callable(value) else str(value),
 )
 def test_observations_become_frames(odd, space, shape, dtype, convert):
     env = make(odd(space), 2)
