@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drl_mpi.errors import EXIT_OK, EXIT_STOPPED, EXIT_USAGE, UsageError
-from drl_mpi.run.checkpoint import Checkpoints
 from drl_mpi.run.folder import RunFolder
 from drl_mpi.run.launcher import mpirun_path
 
@@ -257,6 +256,8 @@ def stopped_while_away(given: Allocation, folder: RunFolder) -> bool:
 
 def newest_checkpoint(folder: RunFolder) -> str | None:
     """Name of the newest checkpoint, or ``None``: a measure of progress."""
+    from drl_mpi.run.checkpoint import Checkpoints  # here: it loads h5py, which servers do without
+
     newest = Checkpoints(folder.checkpoints).latest()
     return None if newest is None else newest.name
 
