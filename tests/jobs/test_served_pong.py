@@ -14,6 +14,11 @@ RUNS = {
 }
 
 
+def last(numbers):
+    """The last number that there is: a last row may come right after the one before."""
+    return [number for number in numbers if np.isfinite(number)][-1]
+
+
 @pytest.mark.parametrize(
     "name", ["gorilla", "a3c-lstm", pytest.param("a3c", marks=pytest.mark.slow)]
 )
@@ -27,13 +32,13 @@ def test_pong(name, start, tmp_path, progress):
     rows = progress(run.folder)
     assert rows["frames"][-1] >= 1600
     assert rows["frames"][-1] == 4 * rows["steps"][-1]
-    assert rows["gradient_norm"][-1] > 0
+    assert last(rows["gradient_norm"]) > 0
     if job == "gorilla":
         assert "head.advantage.weight" in state["model"], "as --dueling says"
-        assert 0 < rows["replay_size"][-1] <= 200
+        assert 0 < last(rows["replay_size"]) <= 200
         # Trained 8 times on every step that came after the first 32 of each learner.
         expected = (rows["steps"][-1] - 2 * 32) * 8 / 8
         assert 0.5 * expected < rows["version"][-1] <= expected + 2 * 8, "but for outliers"
     else:
         assert rows["version"][-1] == rows["steps"][-1] / 10
-        assert 0 < rows["entropy"][-1] <= np.log(6)
+        assert 0 < last(rows["entropy"]) <= np.log(6)
