@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from drl_mpi.nets import FlatParameters, Network
     from drl_mpi.roles.loss import Loss
     from drl_mpi.systems.builder import Builder
+    from drl_mpi.systems.learner_builder import LearnerBuilder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ class A3C(Served):
 
         return choose_by_softmax
 
-    def make_source(self, builder: Builder) -> Source[Any]:
+    def make_source(self, builder: LearnerBuilder) -> Source[Any]:
         """Each unroll once, where it was made."""
         return builder.queue(self.envs_per_actor)
 

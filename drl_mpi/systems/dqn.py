@@ -12,7 +12,7 @@ from drl_mpi.errors import UsageError
 from drl_mpi.systems.q_learning import QLearning
 
 if TYPE_CHECKING:
-    from drl_mpi.systems.builder import Builder
+    from drl_mpi.systems.learner_builder import LearnerBuilder
     from drl_mpi.updating.protocol import Updating
 
 
@@ -37,7 +37,7 @@ class DQN(QLearning):
         alone = ranks == 1 and self.actors is None
         return {"learners": 1, "servers": 0, "actors": 0 if alone else self.actors}
 
-    def make_updating(self, builder: Builder) -> Updating:
+    def make_updating(self, builder: LearnerBuilder) -> Updating:
         """Local."""
         return builder.update_locally(self.make_optimizer())
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from drl_mpi.nets import FlatParameters, Network
     from drl_mpi.roles.loss import Loss
     from drl_mpi.systems.builder import Builder
+    from drl_mpi.systems.learner_builder import LearnerBuilder
     from drl_mpi.updating.protocol import Updating
 
 
@@ -79,11 +80,11 @@ class GA3C(Central):
 
         return choose_by_softmax
 
-    def make_source(self, builder: Builder) -> Source[Any]:
+    def make_source(self, builder: LearnerBuilder) -> Source[Any]:
         """A queue."""
         return builder.queue(self.batch_size)
 
-    def make_updating(self, builder: Builder) -> Updating:
+    def make_updating(self, builder: LearnerBuilder) -> Updating:
         """Local."""
         return builder.update_locally(self.make_optimizer())
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from drl_mpi.nets import FlatParameters, Network
     from drl_mpi.roles.loss import Loss
     from drl_mpi.systems.builder import Builder
+    from drl_mpi.systems.learner_builder import LearnerBuilder
     from drl_mpi.updating.protocol import Updating
 
 
@@ -94,11 +95,11 @@ class Impala(Central):
 
         return choose_by_softmax
 
-    def make_source(self, builder: Builder) -> Source[Any]:
+    def make_source(self, builder: LearnerBuilder) -> Source[Any]:
         """A queue, optionally topped up from a replay of unrolls."""
         return builder.queue(self.batch_size, self.batch_size - self.fresh, self.replay_capacity)
 
-    def make_updating(self, builder: Builder) -> Updating:
+    def make_updating(self, builder: LearnerBuilder) -> Updating:
         """Local, or all-reduce among learners."""
         return builder.update_locally(self.make_optimizer(), self.gradient_sum)
 

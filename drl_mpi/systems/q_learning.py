@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from drl_mpi.nets import FlatParameters, Network
     from drl_mpi.roles.loss import Loss
     from drl_mpi.systems.builder import Builder
+    from drl_mpi.systems.learner_builder import LearnerBuilder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +115,7 @@ class QLearning(System):
             self.exploration_start, self.exploration_end, self.exploration_horizon
         )(count)
 
-    def make_source(self, builder: Builder) -> Source[Any]:
+    def make_source(self, builder: LearnerBuilder) -> Source[Any]:
         """A replay of transitions."""
         repeat = builder.prepared.spec.action_repeat
 

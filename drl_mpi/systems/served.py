@@ -13,7 +13,9 @@ from drl_mpi.updating.shard import BUCKETS
 from drl_mpi.updating.shard_optimizers import ShardOptimizer, make_shard_optimizer
 
 if TYPE_CHECKING:
-    from drl_mpi.systems.builder import Builder
+    from drl_mpi.acting.parameters import Parameters
+    from drl_mpi.systems.actor_builder import ActorBuilder
+    from drl_mpi.systems.learner_builder import LearnerBuilder
     from drl_mpi.updating.protocol import Updating
 
 COLUMNS = (
@@ -64,9 +66,13 @@ class Served(System):
         """See ``run.launch.Job.wanted``."""
         return super().wanted(ranks) | {"servers": self.servers}
 
-    def make_updating(self, builder: Builder) -> Updating:
+    def make_updating(self, builder: LearnerBuilder) -> Updating:
         """On the servers."""
         return builder.update_on_servers(self)
+
+    def make_parameters(self, builder: ActorBuilder) -> Parameters:
+        """From the servers."""
+        return builder.pull(self)
 
     def check(self) -> None:
         """See ``RunConfig.check``."""

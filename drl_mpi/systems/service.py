@@ -16,18 +16,20 @@ from drl_mpi.acting.requests import answer_record, request_record
 from drl_mpi.acting.tuner import Setting, Tuner
 from drl_mpi.acting.versions import Versions
 from drl_mpi.comm.exchange import ExchangeServer
+from drl_mpi.comm.parameters import Publisher
 from drl_mpi.comm.poller import Bell
+from drl_mpi.comm.stream import Receiver
 from drl_mpi.experience.rng import make_rng
 from drl_mpi.nets import FlatParameters
 from drl_mpi.roles.loss import Loss
-from drl_mpi.roles.training import PolledSource, TrainerThreads
+from drl_mpi.roles.training import TrainerThreads
 from drl_mpi.run.progress import number, rate
-from drl_mpi.systems.central import Central
+from drl_mpi.systems.central import COLUMNS, Central
 from drl_mpi.systems.network import make_net
 from drl_mpi.systems.tags import TAG_REQUESTS
 
 if TYPE_CHECKING:
-    from drl_mpi.systems.builder import Builder
+    from drl_mpi.systems.learner_builder import LearnerBuilder
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +43,17 @@ PREDICTORS = 1 << 20
 
 
 class Service:
-    """Predictors, trainers, and what balances them.
+    """Predictors, trainers, and what balances them: a ``Supply``.
 
     Args:
         config: of the system.
         builder: of this learner's rank.
     """
 
-    def __init__(self, config: Central, builder: Builder) -> None:
+    columns: tuple[str, ...] = COLUMNS
+    by_rounds = False
+
+    def __init__(self, config: Central, builder: LearnerBuilder) -> None:
         self._config = config
         self._builder = builder
         sys.setswitchinterval(SWITCH_S)
@@ -58,16 +63,17 @@ class Service:
         self._versions = Versions(builder.device)
         actors, tuned = len(builder.sources), config.tuned(builder.layout)
         start = self._setting = Setting(config.predictors, config.trainers, actors)
-        self.most = config.most(actors) if tuned else start
-        self._tuner = Tuner(start, self.most) if tuned else None
+        most = config.most(actors) if tuned else start
+        self.trainers = most.trainers
+        self._tuner = Tuner(start, most) if tuned else None
         self._clock = time.monotonic
         self._since = self._balanced_at = self._clock()
         self._done = self._noted = 0
         restarts = builder.prepared.restarts
-        self._rngs = [self._rng(number, restarts) for number in range(self.most.predictors)]
+        self._rngs = [self._rng(number, restarts) for number in range(most.predictors)]
         self._predictors = Predictors(
             self._predictor,
-            self.most.predictors,
+            most.predictors,
             config.predict_batch,
             config.predict_wait / 1000.0,
             1,
@@ -87,7 +93,7 @@ class Service:
             for source in builder.sources
             for channel in range(config.groups)
         ]
-        self.acting = CentralActing(
+        self._acting = CentralActing(
             ExchangeServer(
                 builder.world.comm,
                 builder.sources,
@@ -106,6 +112,7 @@ class Service:
             restarted=self._restarted,
             meanwhile=self._balance,
         )
+        self.publisher: Publisher = self._acting
         self._training: TrainerThreads[Any] | None = None
         self._set(start)
 
@@ -117,8 +124,12 @@ class Service:
         """Training batches per second since the last row of progress."""
         return (self._trained - self._done) / max(self._clock() - self._since, 1e-9)
 
-    def training(self, source: PolledSource[Any]) -> TrainerThreads[Any]:
-        """Trainers for batches of ``source``."""
+    def receiver(self) -> Receiver:
+        """See ``Supply``: lanes are where unrolls are written."""
+        return self._acting
+
+    def training(self, source: Any, loss: Any) -> TrainerThreads[Any]:  # noqa: ARG002
+        """Trainers, each with a network and a loss of its own."""
         self._training = TrainerThreads(
             source,
             self._trainer,
@@ -165,7 +176,7 @@ class Service:
     def _set(self, setting: Setting) -> None:
         self._setting = setting
         self._predictors.active = setting.predictors
-        self.acting.active = setting.actors
+        self._acting.active = setting.actors
         if self._training:
             self._training.active = setting.trainers
 
@@ -183,9 +194,9 @@ class Service:
 
     def status(self) -> str:
         """The service in a few words, for the live display."""
-        shown = self.acting.meters.look()
+        shown = self._acting.meters.look()
         setting = self._setting
-        lost = f" ({len(self.acting.faults)} left alone)" if self.acting.faults else ""
+        lost = f" ({len(self._acting.faults)} left alone)" if self._acting.faults else ""
         said = self._tuner.said if self._tuner else "off"
         return (
             f"PPS {rate(shown['pps'])} TPS {rate(self._tps())}"
@@ -194,10 +205,10 @@ class Service:
             f" answers {number(shown['request_wait_ms_p50'])} ms"
             f" (99% {number(shown['request_wait_ms_p99'], 0)})"
             f"  P{setting.predictors} T{setting.trainers}"
-            f" A{min(setting.actors, self._well)}/{len(self.acting.sources)}{lost}"
+            f" A{min(setting.actors, self._well)}/{len(self._acting.sources)}{lost}"
             f"  tuner: {said}"
         )
 
     @property
     def _well(self) -> int:
-        return len(self.acting.sources) - len(self.acting.faults)
+        return len(self._acting.sources) - len(self._acting.faults)

@@ -1,7 +1,7 @@
 """What all systems share: a config that checks itself, and plays each rank's role.
 
 Nothing here loads torch: a parameter server's rank stops at `serving`. Learners and actors go on to
-`builder`, which puts the rooms together from the system's four choices.
+`actor_builder` and `learner_builder`, which put the rooms together as the system chooses them.
 """
 
 from __future__ import annotations
@@ -28,11 +28,17 @@ from drl_mpi.updating.shard_optimizers import make_shard_optimizer
 
 if TYPE_CHECKING:
     from drl_mpi.acting.choosing import Choose
+    from drl_mpi.acting.parameters import Parameters
     from drl_mpi.envs import EnvSpec
     from drl_mpi.experience.source import Source
     from drl_mpi.nets import FlatParameters, Network
+    from drl_mpi.roles.actor import Actor
+    from drl_mpi.roles.asking_actor import AskingActor
     from drl_mpi.roles.loss import Loss
+    from drl_mpi.systems.actor_builder import ActorBuilder
     from drl_mpi.systems.builder import Builder
+    from drl_mpi.systems.learner_builder import LearnerBuilder
+    from drl_mpi.systems.supply import Supply
     from drl_mpi.updating.optimizers import Adam, RMSProp
     from drl_mpi.updating.protocol import Updating
 
@@ -79,11 +85,11 @@ class System(RunConfig):
         """How actions are chosen from the network's output."""
         raise NotImplementedError
 
-    def make_source(self, builder: Builder) -> Source[Any]:
+    def make_source(self, builder: LearnerBuilder) -> Source[Any]:
         """Where a learner's batches come from."""
         raise NotImplementedError
 
-    def make_updating(self, builder: Builder) -> Updating:
+    def make_updating(self, builder: LearnerBuilder) -> Updating:
         """Where gradients are applied."""
         raise NotImplementedError
 
@@ -92,6 +98,24 @@ class System(RunConfig):
         raise NotImplementedError
 
     # -- what follows from them -----------------------------------------------------------------
+
+    def make_parameters(self, builder: ActorBuilder) -> Parameters:
+        """Where an actor with a network gets its parameters from."""
+        return builder.subscribe()
+
+    def make_actor(
+        self, world: World, layout: Layout, prepared: Prepared, poller: Poller
+    ) -> Actor | AskingActor:
+        """An actor, ready to run."""
+        from drl_mpi.systems.actor_builder import ActorBuilder
+
+        return ActorBuilder(self, world, layout, prepared, poller).actor()
+
+    def make_supply(self, builder: LearnerBuilder) -> Supply:
+        """Where a learner's unrolls come from."""
+        from drl_mpi.systems.supply import LocalSupply
+
+        return LocalSupply(builder)
 
     @property
     def head(self) -> str:
@@ -250,18 +274,16 @@ class System(RunConfig):
 
             world.meet(loading, together)
             serve(self, world, layout, prepared, poller)
-        elif place.role is Role.ACTOR and self.central:
-            from drl_mpi.systems.asking import ask
+        elif group is not None:
+            from drl_mpi.systems.learner_builder import LearnerBuilder
 
-            actor = ask(self, world, layout, prepared, poller)
+            learner = LearnerBuilder(self, world, layout, prepared, poller, group)
+            world.meet(loading, together)
+            complete = learner.learn()
+        else:
+            actor = self.make_actor(world, layout, prepared, poller)
             world.meet(loading, together)
             actor.run()
-        else:
-            from drl_mpi.systems.builder import Builder
-
-            builder = Builder(self, world, layout, prepared, poller, group)
-            world.meet(loading, together)
-            complete = builder.learn() if place.role is Role.LEARNER else builder.act()
         complete = world.share_flag(complete, poller, "the first learner to finish")
         log.info("%s", "finished" if complete else "stopped early")
         return EXIT_OK if complete else EXIT_STOPPED

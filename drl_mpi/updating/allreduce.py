@@ -146,6 +146,14 @@ class AllReduceUpdating:
         """See ``Updating.state``."""
         return self._local.state()
 
+    def start(self) -> None:
+        """See ``Updating.start``."""
+        self._local.start()
+
+    def restore_keepsakes(self, kept: Mapping[str, Any]) -> None:
+        """See ``Updating.restore_keepsakes``."""
+        self._local.restore_keepsakes(kept)
+
     def restore(self, state: Mapping[str, Any]) -> None:
         """See ``Updating.restore``."""
         self._local.restore(state)

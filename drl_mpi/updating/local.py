@@ -123,6 +123,12 @@ class LocalUpdating:
             },
         }
 
+    def start(self) -> None:
+        """See ``Updating.start``."""
+
+    def restore_keepsakes(self, kept: Mapping[str, Any]) -> None:
+        """See ``Updating.restore_keepsakes``."""
+
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from ``state``."""
         self.flat.vector.copy_(joined(self.flat, state["model"]))

@@ -126,8 +126,16 @@ class Updating(Protocol):
         """Parameters and optimiser slots by name, and counters. Between updates of all learners."""
         ...
 
+    def start(self) -> None:
+        """Goes on from the network as it was made: where nothing is restored."""
+        ...
+
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from ``state``."""
+        ...
+
+    def restore_keepsakes(self, kept: Mapping[str, Any]) -> None:
+        """Takes its own out of what this learner kept."""
         ...
 
     def close(self) -> None:

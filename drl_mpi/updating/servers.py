@@ -231,22 +231,28 @@ class ServerUpdating:
             slot: joined(self.flat, arrays).cpu().numpy()
             for slot, arrays in (state["optimizer"] if self._leads else {}).items()
         }
-        self.start(slots, state["counters"])
+        self._load(slots, state["counters"])
 
-    def start(
-        self,
-        slots: Mapping[str, npt.NDArray[np.float32]] | None = None,
-        counters: Mapping[str, Any] | None = None,
+    def restore_keepsakes(self, kept: Mapping[str, Any]) -> None:
+        """The outlier filter's; older checkpoints lack it."""
+        if "outliers" in kept:
+            self.outliers.restore(kept["outliers"])
+
+    def start(self) -> None:
+        """See ``Updating.start``. The first learner gives every server its shard."""
+        self._load({}, {})
+
+    def _load(
+        self, slots: Mapping[str, npt.NDArray[np.float32]], counters: Mapping[str, Any]
     ) -> None:
-        """Gives the servers the network's parameters: once, before the first ``pull``."""
         if not self._leads:
             return
-        vector, counters = self.flat.vector.cpu().numpy(), counters or {}
+        vector = self.flat.vector.cpu().numpy()
         self._client.load(
             [
                 {
                     "vector": vector[low:high],
-                    "slots": {name: slot[low:high] for name, slot in (slots or {}).items()},
+                    "slots": {name: slot[low:high] for name, slot in slots.items()},
                     "optimizer_steps": int(counters.get("optimizer_steps", 0)),
                     "version": int(counters.get("version", 0)),
                     "steps": int(counters.get("steps", 0)),

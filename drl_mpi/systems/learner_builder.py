@@ -1,0 +1,291 @@
+"""Puts together a learner, as its system chooses its parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+import torch
+
+from drl_mpi import nets
+from drl_mpi.comm.poller import Poller
+from drl_mpi.comm.shards import ShardClient
+from drl_mpi.comm.stream import StreamReceiver, StreamSender
+from drl_mpi.comm.world import Group, World
+from drl_mpi.experience.batch import Batch
+from drl_mpi.experience.queue import UnrollQueue
+from drl_mpi.experience.replay import PrioritizedReplay, UniformReplay
+from drl_mpi.experience.replay_source import ReplaySource
+from drl_mpi.experience.rng import make_rng
+from drl_mpi.experience.transitions import TransitionBatch
+from drl_mpi.experience.unroll_replay import UnrollReplay
+from drl_mpi.roles.info import WIDTH
+from drl_mpi.roles.learner import Learner, Rhythm
+from drl_mpi.run.checkpoint import load
+from drl_mpi.run.folder import RunFolder
+from drl_mpi.run.layout import Layout
+from drl_mpi.systems.builder import Builder
+from drl_mpi.systems.inspection import metrics_of
+from drl_mpi.systems.journal import RunJournal
+from drl_mpi.systems.own_part import OwnPart
+from drl_mpi.systems.served import Served
+from drl_mpi.systems.system import Prepared, System, stored
+from drl_mpi.systems.tags import TAG_REPORTS, TAG_SHARDS
+from drl_mpi.updating.allreduce import AllReduceUpdating
+from drl_mpi.updating.collectives import Choice, make_gradient_sum
+from drl_mpi.updating.local import LocalUpdating
+from drl_mpi.updating.optimizers import Optimizer
+from drl_mpi.updating.outliers import OutlierFilter
+from drl_mpi.updating.protocol import Length, Updating
+from drl_mpi.updating.reports import Reports, ReportsReceived, ReportsSent, report_record
+from drl_mpi.updating.servers import ServerUpdating
+
+OUTLIER_PATIENCE = 10
+"""Rejections in a row that are no outliers but a new level, as after a target network's renewal."""
+REPORTS_DEPTH = 2
+PRIORITY_EPSILON = 1e-6
+"""Keeps every transition drawable (Schaul et al. 2016, section 3.3)."""
+
+
+class LearnerBuilder(Builder):
+    """A learner's rank.
+
+    Args:
+        config, world, layout, prepared, poller: see ``Builder``.
+        group: the learners.
+    """
+
+    def __init__(
+        self,
+        config: System,
+        world: World,
+        layout: Layout,
+        prepared: Prepared,
+        poller: Poller,
+        group: Group,
+    ) -> None:
+        super().__init__(config, world, layout, prepared, poller)
+        self.group = group
+        gpu = self.place.gpu
+        self.device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")
+        self.net.to(self.device)
+        self.flat = nets.FlatParameters(self.net)
+        self.sources = config.actors_of(world.rank, layout)
+        """Ranks whose unrolls come here; none if this learner acts for itself."""
+        self.updating: Updating
+        self.supply = config.make_supply(self)
+
+    def learn(self) -> bool:
+        """Plays a learner to the end of the run. Returns whether that is complete."""
+        config, group, supply = self.config, self.group, self.supply
+        self.updating = updating = config.make_updating(self)
+        loss = config.make_loss(self.net, self.flat)
+        source = config.make_source(self)
+        training = supply.training(source, loss)
+        journal = self._journal() if group.rank == 0 else None
+        own, saved, metrics = OwnPart(config, self.prepared, group.rank), None, None
+        if self.prepared.checkpoint:
+            state = load(self.prepared.checkpoint)
+            updating.restore(state)
+            own.restore(state, source, loss, updating)
+            saved, metrics = own.saved(state), metrics_of(state)
+        else:
+            updating.start()
+        if journal:
+            journal.restore(metrics, updating.steps)
+        period = config.updates_per_round(self.layout) if config.lockstep else 0
+        rhythm = Rhythm(
+            save_every=period * config.checkpoint_unrolls,
+            publish_every=period if supply.by_rounds else 0,
+        )
+        learner = Learner(
+            self.flat,
+            source,
+            loss,
+            training,
+            updating,
+            supply.publisher,
+            self.poller,
+            rhythm,
+            journal,
+            group,
+            own.keep,
+            self._gauges,
+            saved,
+        )
+        # Ranks load for seconds; without this the first one there would learn alone.
+        group.meet(self.poller, "the other learners to start")
+        complete = learner.run()
+        if journal:
+            complete = complete or journal.out_of_time
+            journal.finish(complete)
+        return complete
+
+    def _gauges(self, version: int, steps: int) -> dict[str, float]:
+        """See ``Learner.gauges``."""
+        numbers = self.config.gauges(version, steps * self.prepared.spec.action_repeat)
+        return numbers | self.supply.gauges()
+
+    @property
+    def learning_rate(self) -> Callable[[int], float]:
+        """Steps -> learning rate."""
+        config, repeat = self.config, self.prepared.spec.action_repeat
+        if not config.annealed:
+            return lambda _: config.learning_rate
+        return lambda steps: (
+            config.learning_rate * max(0.0, 1 - steps * repeat / config.total_frames)
+        )
+
+    @property
+    def length(self) -> Length:
+        """When the run is complete."""
+        config = self.config
+        steps = -(-config.total_frames // self.prepared.spec.action_repeat)
+        return Length(steps, config.updates_per_round(self.layout) if config.lockstep else 1)
+
+    def update_locally(self, optimizer: Optimizer, gradient_sum: Choice = "mpi") -> Updating:
+        """In this rank; of several learners, each applies the sum of all gradients.
+
+        Args:
+            optimizer: applies them.
+            gradient_sum: what sums them, see ``make_gradient_sum``. Collective over the learners.
+        """
+        local = LocalUpdating(
+            self.flat, optimizer, self.learning_rate, self.config.max_gradient_norm, self.length
+        )
+        if self.group.size == 1:
+            return local
+        sums = make_gradient_sum(gradient_sum, self.group, self.device, self.poller)
+        return AllReduceUpdating(local, self.group, sums, self.poller, WIDTH)
+
+    def update_on_servers(self, config: Served) -> Updating:
+        """By parameter servers."""
+        if self.device.type == "cpu":
+            staging = self.flat.vector.detach().numpy(), self.flat.gradient.numpy()
+        else:
+            staging = (
+                np.zeros(self.prepared.size, dtype=np.float32),
+                np.zeros(self.prepared.size, dtype=np.float32),
+            )
+        return ServerUpdating(
+            self.flat,
+            staging,
+            ShardClient(self.world.comm, self.layout.servers, *staging, TAG_SHARDS),
+            self.poller,
+            learning_rate=self.learning_rate,
+            max_norm=config.max_gradient_norm,
+            outliers=OutlierFilter(config.outlier_threshold, patience=OUTLIER_PATIENCE),
+            length=self.length,
+            leads=self.group.rank == 0,
+            reports=self._reports(),
+            learners=self.group.size,
+            lockstep=config.lockstep,
+        )
+
+    def queue(self, batch_size: int, replayed: int = 0, replay_capacity: int = 0) -> UnrollQueue:
+        """Unrolls in the order in which they arrive, or as they are made here.
+
+        Args:
+            batch_size: environments per batch.
+            replayed: of which so many come from a replay.
+            replay_capacity: unrolls of single environments in that replay.
+        """
+        config = self.config
+        wide = dataclasses.replace(self.shape, envs=batch_size)
+        replay = None
+        if replayed:
+            rng = make_rng(config.seed, 0, self.group.rank, self.prepared.restarts)
+            replay = UnrollReplay(wide, replay_capacity, rng)
+        return UnrollQueue(
+            self.supply.receiver(),
+            [Batch(wide, self.device) for _ in range(self.supply.trainers)],
+            self.shape.envs,
+            self.poller,
+            self.supply.publisher,
+            self.records,
+            replay=replay,
+            fresh=batch_size - replayed,
+            in_turn=self._in_turn(),
+        )
+
+    def replay(
+        self,
+        batch_size: int,
+        capacity: int,
+        *,
+        n_steps: int,
+        alpha: float,
+        beta: Callable[[], float],
+        start: int,
+        steps_per_update: Fraction,
+    ) -> ReplaySource:
+        """Single transitions from a replay; prioritised if ``alpha`` is above 0."""
+        config, spec = self.config, self.prepared.spec
+        rng = make_rng(config.seed, 0, self.group.rank, self.prepared.restarts)
+        lanes = max(1, len(self.sources)) * self.records * self.shape.envs
+        replay: UniformReplay | PrioritizedReplay
+        if alpha:
+            replay = PrioritizedReplay(spec, lanes, capacity, n_steps, rng, alpha, PRIORITY_EPSILON)
+        else:
+            replay = UniformReplay(spec, lanes, capacity, n_steps, rng)
+        return ReplaySource(
+            self.supply.receiver(),
+            replay,
+            TransitionBatch(spec, batch_size, self.device),
+            self.shape.envs,
+            self.records,
+            self.poller,
+            self.supply.publisher,
+            start=start,
+            steps_per_update=steps_per_update,
+            beta=beta,
+            in_turn=self._in_turn(),
+        )
+
+    @property
+    def records(self) -> int:
+        """Records that one unroll of a source brings to this learner."""
+        share = 1
+        if self.sources:
+            share = len(self.config.learners_of(self.sources[0], self.layout))
+        return self.config.envs_per_actor // self.shape.envs // share
+
+    def _in_turn(self) -> Callable[[int], int] | None:
+        if not self.config.lockstep:
+            return None
+        sources, records = self.sources or (self.world.rank,), self.records
+        return lambda k: sources[k // records % len(sources)]
+
+    def _reports(self) -> Reports:
+        comm, learners, record = self.world.comm, self.layout.learners, report_record(WIDTH)
+        if self.group.rank == 0:
+            receiver = StreamReceiver(comm, learners[1:], record, REPORTS_DEPTH, TAG_REPORTS)
+            return ReportsReceived(receiver, self.poller, self.config.lockstep)
+        sender = StreamSender(comm, learners[0], record, REPORTS_DEPTH, TAG_REPORTS)
+        return ReportsSent(sender, at_once=self.config.lockstep)
+
+    def _journal(self) -> RunJournal:
+        config, prepared = self.config, self.prepared
+        folder = RunFolder(config.path)
+        folder.write_layout(self.layout.table())
+        print(self.layout.table(), flush=True)
+        for path, reason in prepared.skipped:
+            print(f"passed over {path}: {reason}", file=sys.stderr, flush=True)
+        if prepared.checkpoint:
+            print(f"going on from {prepared.checkpoint}", flush=True)
+        return RunJournal(
+            folder,
+            stored(config),
+            (*config.columns, *self.supply.columns),
+            action_repeat=prepared.spec.action_repeat,
+            total_frames=config.total_frames,
+            checkpoint_minutes=config.checkpoint_minutes,
+            log_seconds=config.log_seconds,
+            max_minutes=config.max_minutes,
+            restarts=prepared.restarts,
+            skipped=prepared.skipped,
+            status=self.supply.status,
+        )
