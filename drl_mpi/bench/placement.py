@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drl_mpi.bench.command import Parser, draw_or_say, guard, split_job_options
-from drl_mpi.bench.style import BLUE, GREEN, GREY, LIGHT, ORANGE, picture
+from drl_mpi.bench.style import BLUE, GREEN, GREY, LIGHT, ORANGE, picture, picture_path
 from drl_mpi.errors import UsageError
 from drl_mpi.run.launch import parse
 from drl_mpi.run.layout import Layout, Placement, Role, plan
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 SYSTEMS = ("impala", "gorilla", "a3c", "ga3c", "dqn")
 COLOUR = {Role.LEARNER: BLUE, Role.SERVER: ORANGE, Role.ACTOR: LIGHT}
 ORDER = (Role.LEARNER, Role.SERVER, Role.ACTOR)
-ACROSS = 4
-"""Ranks of a host that are drawn beside one another."""
+HOSTS_ACROSS, MOST_HOSTS = 4, 16
+"""Hosts beside one another, and hosts that are drawn: more look the same."""
+INCHES = 0.45
+"""Of a rank."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -55,7 +57,7 @@ def _parse(words: Sequence[str]) -> Namespace:
     parser.add_argument("--nodes", type=int, default=1, help="hosts")
     parser.add_argument("--ntasks-per-node", type=int, default=16, help="ranks of each")
     parser.add_argument("--gpus-per-node", type=int, default=0, help="GPUs of each")
-    parser.add_argument("--output", type=Path, help="a picture (needs matplotlib)")
+    parser.add_argument("--output", type=picture_path, help="a picture (needs matplotlib)")
     return parser.parse_args(words)
 
 
@@ -100,31 +102,43 @@ def draw(layout: Layout, output: Path, *, published: bool) -> None:
         published: whether learners publish parameters to actors.
     """
     relays = {r for r in layout.actors if published and layout.published_by(r)}
-    hosts = list(dict.fromkeys(place.host for place in layout.ranks))
+    every = list(dict.fromkeys(place.host for place in layout.ranks))
+    hosts = every[:MOST_HOSTS]
+    shown = [place for place in layout.ranks if place.host in hosts]
     most = max(layout.ranks_on(host) for host in hosts)
-    rows = -(-most // ACROSS)
-    with picture(output, (2.2 * min(len(hosts), 4) + 0.4, 0.62 * rows + 1.5)) as figure:
+    across = 4 if most <= 16 else 8
+    down = -(-most // across)
+    wide, high = across + 1.0, down + 1.5  # what a host takes, its name and margins included
+    columns, rows = min(len(hosts), HOSTS_ACROSS), -(-len(hosts) // HOSTS_ACROSS)
+    size = (INCHES * max(columns * wide, 14.0) + 0.3, INCHES * (rows * high + 1.0) + 0.3)
+    with picture(output, size) as figure:
         axes = figure.subplots()
-        where = {
-            place.rank: (
-                hosts.index(place.host) * (ACROSS + 1.0) + place.local_rank % ACROSS,
-                -float(place.local_rank // ACROSS),
-            )
-            for place in layout.ranks
+        corner = {
+            host: (index % HOSTS_ACROSS * wide, -(index // HOSTS_ACROSS) * high)
+            for index, host in enumerate(hosts)
         }
-        for host in hosts:
-            left = hosts.index(host) * (ACROSS + 1.0) - 0.6
-            _box(axes, left, -rows + 0.35, ACROSS + 0.2, rows + 0.6, "none", edge=GREY)
-            axes.text(left + 0.15, 0.7, host, va="center", color=GREY, fontsize=8)
-        for place in layout.ranks:
+        where = {}
+        for place in shown:
+            x, y = corner[place.host]
+            row, column = divmod(place.local_rank, across)
+            where[place.rank] = x + column, y - row
+        for host, (x, y) in corner.items():
+            _box(axes, x - 0.6, y - down + 0.35, across + 0.2, down + 0.6, "none", edge=GREY)
+            axes.text(x - 0.45, y + 0.7, host, va="center", color=GREY, fontsize=8)
+        for place in shown:
             _rank(axes, place, *where[place.rank], relays=place.rank in relays)
-        for place in layout.ranks:
+        for place in shown:
             if published and place.role is Role.ACTOR:
                 source = layout.publisher_to(place.rank)
-                if layout.ranks[source].host != place.host:
+                if source in where and layout.ranks[source].host != place.host:
                     _arrow(axes, where[source], where[place.rank])
-        _legend(axes, -rows - 0.15, {place.role for place in layout.ranks}, relays=bool(relays))
-        axes.set(xlim=(-0.8, len(hosts) * (ACROSS + 1.0) - 0.6), ylim=(-rows - 0.5, 1.3))
+        below = 0.7 - rows * high
+        _legend(axes, below, {place.role for place in shown}, relays=bool(relays))
+        if len(every) > len(hosts):
+            more = f"and {len(every) - len(hosts)} more hosts"
+            axes.text(columns * wide - 1.0, below, more, ha="right", va="center", color=GREY)
+        axes.set(xlim=(-0.8, max(columns * wide, 14.0) - 0.6), ylim=(below - 0.5, 1.3))
+        axes.set_aspect("equal")
         axes.set_axis_off()
 
 

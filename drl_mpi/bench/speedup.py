@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from drl_mpi.bench.runs import JOBS
-from drl_mpi.bench.style import BLUE, GREY, picture
+from drl_mpi.bench.style import BLUE, GREY, picture, picture_path
 from drl_mpi.run.folder import RunFolder
 from drl_mpi.run.metrics import read_progress
 
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--score", type=float, default=450.0)
-    parser.add_argument("--output", type=Path, help="a picture (needs matplotlib)")
+    parser.add_argument("--output", type=picture_path, help="a picture (needs matplotlib)")
     parser.add_argument("--json", type=Path, help="all the numbers")
     options = parser.parse_args()
     found: dict[int, list[dict[str, float]]] = {n: [] for n in options.workers}

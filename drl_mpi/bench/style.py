@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drl_mpi.run.plot import COLOURS, STYLE
+from drl_mpi.run.plot import COLOURS, STYLE, SUFFIXES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, VERMILION, GREEN, PINK, ORANGE, SKY, BLACK = COLOURS
 LIGHT, GREY = "#c8c8c8", "#808080"
+
+
+def picture_path(text: str) -> Path:
+    """An option that names a picture. Raises ArgumentTypeError for what cannot be one."""
+    path = Path(text)
+    if path.suffix not in SUFFIXES:
+        raise ArgumentTypeError(
+            f"{text!r} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+        )
+    if not path.absolute().parent.is_dir():
+        raise ArgumentTypeError(f"{text!r}: there is no folder {str(path.parent)!r}; make it first")
+    return path
 
 
 @contextmanager

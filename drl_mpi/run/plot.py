@@ -25,6 +25,7 @@ Table = dict[str, npt.NDArray[np.float64]]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", ":", "-.")
 
+SUFFIXES = (".png", ".pdf", ".svg")
 STYLE: dict[str, Any] = {
     "axes.grid": True,
     "axes.spines.right": False,
@@ -43,6 +44,15 @@ _SMALL_PANELS = (
     ("actor_wait", "share of time actors wait"),
     ("learner_wait", "share of time learners wait"),
 )
+_SYSTEMS_PANELS = (
+    ("pps", "predictions per second"),
+    ("tps", "trained batches per second"),
+    ("predict_batch_mean", "environments per prediction"),
+    ("request_wait_ms_p50", "ms from request to answer"),
+    ("staleness_mean", "staleness of gradients"),
+)
+"""Drawn if any of the runs has them."""
+_ACROSS = 4
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,7 +77,7 @@ def plot(runs: Sequence[Path], output: Path, x: str = "frames") -> None:
     Raises UsageError for a folder without rows to draw, for a file that cannot be written and
     where matplotlib is not installed.
     """
-    if output.suffix not in (".png", ".pdf", ".svg"):
+    if output.suffix not in SUFFIXES:
         raise UsageError(f"--output {str(output)!r} must end in .png, .pdf or .svg")
     tables = [_rows(run) for run in runs]
     try:
@@ -90,10 +100,13 @@ def _draw(tables: Sequence[Table], labels: Sequence[str], x: str) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    figure = Figure(figsize=(10, 6.5), layout="constrained")
-    grid = figure.add_gridspec(2, len(_SMALL_PANELS), height_ratios=(2.2, 1))
+    own = (panel for panel in _SYSTEMS_PANELS if any(panel[0] in table for table in tables))
+    panels = (*_SMALL_PANELS, *own)
+    rows = -(-len(panels) // _ACROSS)
+    figure = Figure(figsize=(10, 4.5 + 2 * rows), layout="constrained")
+    grid = figure.add_gridspec(1 + rows, _ACROSS, height_ratios=(2.2, *[1] * rows))
     large = figure.add_subplot(grid[0, :])
-    small = [figure.add_subplot(grid[1, i]) for i in range(len(_SMALL_PANELS))]
+    small = [figure.add_subplot(grid[1 + i // _ACROSS, i % _ACROSS]) for i in range(len(panels))]
     positions, x_label = _x_axis(x, tables)
     curves = zip(tables, positions, labels, strict=True)
     for number, (table, over, label) in enumerate(curves):
@@ -103,8 +116,9 @@ def _draw(tables: Sequence[Table], labels: Sequence[str], x: str) -> Figure:
         }
         marker = "o" if over.size == 1 else None  # one point makes no line
         large.plot(over, table["return_mean"], label=label, lw=1.8, marker=marker, **look)
-        for axes, (name, _) in zip(small, _SMALL_PANELS, strict=True):
-            _small_curve(axes, over, table, name, look)
+        for axes, (name, _) in zip(small, panels, strict=True):
+            if name in table:
+                _small_curve(axes, over, table, name, look)
     _dress(large, "mean return of the last 100 episodes", x_label, 8)
     longest = max(float(over[-1]) for over in positions)
     for axes in (large, *small):
@@ -116,7 +130,7 @@ def _draw(tables: Sequence[Table], labels: Sequence[str], x: str) -> Figure:
     # Above the panels, where it hides no curve.
     columns = min(len(tables), 3)
     figure.legend(loc="outside upper left", ncols=columns, frameon=False)
-    for axes, (name, title) in zip(small, _SMALL_PANELS, strict=True):
+    for axes, (name, title) in zip(small, panels, strict=True):
         _dress(axes, title, x_label, 3)
         axes.set_ylim(bottom=0)
         if name.endswith("_wait"):

@@ -16,6 +16,8 @@ TTY_VARIABLE = "DRL_MPI_TTY"
 TERMINAL_PERIOD_S = 1.0
 PLAIN_PERIOD_S = 10.0
 ETA_WINDOW_S = 60.0
+ETA_AFTER_S = 5.0
+"""Before, the speed is that of starting."""
 
 # What a line shows, left to right, and what a narrow terminal gives up first.
 _ORDER = (
@@ -130,7 +132,7 @@ class Progress:
         episodes = count(min(row["episodes"], 100))
         lag, lag_max = number(row["policy_lag_mean"]), number(row["policy_lag_max"], 0)
         actors, learners = share(row["actor_wait"]), share(row["learner_wait"])
-        updates, version, eta = count(row["updates"]), count(row["version"]), self._eta(row)
+        updates, version, eta = count(row["updates"]), count(row["version"]), self._eta()
         long = {
             "frames": f"{done} frames {percent}",
             "rate": f"{rate(frame_rate)} frames/s",
@@ -157,13 +159,14 @@ class Progress:
         }
         return long, short
 
-    def _eta(self, row: Mapping[str, float]) -> str:
-        """From the speed of the last minute: one row alone jumps too much."""
+    def _eta(self) -> str:
+        """From the speed of the last minute: a row alone jumps too much."""
         (start, first), (end, last) = self._recent[0], self._recent[-1]
         if last >= self._total:
             return duration(0)
-        speed = (last - first) / (end - start) if end > start else row["frames_per_s"]
-        return duration((self._total - last) / speed) if speed > 0 else "-"
+        if end - start < ETA_AFTER_S or last <= first:
+            return "-"
+        return duration((self._total - last) * (end - start) / (last - first))
 
 
 def terminal_width(

@@ -33,6 +33,8 @@ def test_gpus_are_learners(capsys):
         ("--ntasks-per-node 1", "every learner needs an actor"),
         ("--nodes 1 -- --servers 2", "--servers"),
         ("--system dreamer", "dreamer"),
+        ("--output map.xyz", "'map.xyz' must end in .png, .pdf or .svg"),
+        ("--output nowhere/map.png", "there is no folder 'nowhere'"),
     ],
 )
 def test_what_cannot_work_is_one_line(words, said, capsys):
@@ -48,6 +50,7 @@ def test_what_cannot_work_is_one_line(words, said, capsys):
         "--nodes 3 --ntasks-per-node 4",
         "--system a3c --nodes 2 --ntasks-per-node 4 -- --servers 1",
         "--system gorilla --nodes 6 --ntasks-per-node 9",
+        "--nodes 20 --ntasks-per-node 64 --gpus-per-node 4",
     ],
 )
 def test_it_can_be_drawn(words, tmp_path):

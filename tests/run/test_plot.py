@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,12 +17,12 @@ from drl_mpi.run.metrics import COLUMNS, ProgressLog
 from drl_mpi.run.plot import main, running_mean
 
 
-def make_run(path: Path, rows: int, value: float = 0.5) -> Path:
+def make_run(path: Path, rows: int, value: float = 0.5, own: tuple[str, ...] = ()) -> Path:
     path.mkdir(parents=True)
-    log = ProgressLog(path / "progress.csv")
+    log = ProgressLog(path / "progress.csv", own)
     log.resume_at(0)
     for i in range(1, rows + 1):
-        log.append(dict.fromkeys(COLUMNS, value) | {"frames": 1000 * i, "time_s": i})
+        log.append(dict.fromkeys((*COLUMNS, *own), value) | {"frames": 1000 * i, "time_s": i})
     log.close()
     return path
 
@@ -35,6 +36,29 @@ def test_plots_runs_of_all_lengths(tmp_path: Path, x: str) -> None:
     assert main([*map(str, runs), "--output", str(output), "--x", x]) == EXIT_OK
     assert output.read_bytes().startswith(b"\x89PNG")
     assert output.stat().st_size > 20_000
+
+
+def test_a_systems_own_numbers_get_panels(tmp_path: Path) -> None:
+    """Also beside a run that has none of them."""
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    plain = make_run(tmp_path / "plain", 5)
+    central = make_run(tmp_path / "central", 5, own=("pps", "tps"))
+    titles: list[list[str]] = []
+    save = Figure.savefig
+
+    def look(figure: Figure, *arguments: Any, **options: Any) -> None:
+        titles.append([axes.get_title("left") for axes in figure.axes])
+        save(figure, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", look)
+        for runs in ([plain], [plain, central]):
+            output = str(tmp_path / "curves.png")
+            assert main([*map(str, runs), "--output", output]) == EXIT_OK
+    assert len(titles[0]) == 5
+    assert titles[1] == [*titles[0], "predictions per second", "trained batches per second"]
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,15 @@ def test_unknown_numbers_are_dashes() -> None:
     assert "nan" not in line
 
 
+def test_no_eta_before_the_speed_is_known() -> None:
+    progress, _, clock = shown(None)
+    for seconds, eta in ((0, "-"), (4, "-"), (1, "2h42m"), (5, "1h21m")):
+        clock.now += seconds
+        row = {**ROW, "frames": ROW["frames"] + (25_000 if eta == "2h42m" else 100_000)}
+        progress.update(ROW if eta == "-" else row)
+        assert progress.line(row).endswith(f"ETA {eta}"), seconds
+
+
 def test_100_percent_only_at_the_end() -> None:
     progress, _, _ = shown(None, total=1000)
     progress.update(ROW)
