@@ -36,7 +36,8 @@ run: $(RUN_STAMP)
 	@$(BIN)/python jobs/impala.py $(ARGS)
 
 test: lint
-	@$(BIN)/python -m pytest -m "not alone" --numprocesses $(WORKERS) --dist loadfile $(ARGS); \
+	@$(BIN)/python -m pytest -m "not alone" --numprocesses $(WORKERS) --dist loadfile \
+	  --no-loadscope-reorder $(ARGS); \
 	  many=$$?; [[ $$many == [05] ]] || exit $$many; \
 	  $(BIN)/python -m pytest -m alone $(ARGS); \
 	  alone=$$?; [[ $$alone == 0 || $$many == 0 && $$alone == 5 ]] # 5: none chosen by ARGS

@@ -26,6 +26,13 @@ settings.load_profile("shared")
 HERE = Path(__file__).parent
 LAUNCHERS = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "SLURM_")
 """Variables that would make a child believe it was launched by somebody else."""
+LONG = ("cluster", "jobs")
+"""Folders whose tests take long."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole jobs come first: at the end no worker should have a long file to itself."""
+    items.sort(key=lambda item: item.path.relative_to(HERE).parts[0] not in LONG)
 
 
 @dataclass(frozen=True)
