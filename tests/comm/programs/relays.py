@@ -74,7 +74,8 @@ def one_by_one(world, tag):
         assert read(end, poller, lambda seen, due=version: seen == due) == [version]
         meet(world, end.progress)
     if world.rank == 1:
-        assert end.bytes_sent == last * MESSAGE * len(FOLLOWERS)
+        # The publisher may have been first out of the meeting, and its short last word be here.
+        assert end.bytes_sent // MESSAGE == last * len(FOLLOWERS)
     finish(world, end, poller)
 
 
