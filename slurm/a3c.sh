@@ -2,7 +2,7 @@
 # Trains A3C (Mnih et al. 2016) on an allocation.
 #
 #   sbatch slurm/a3c.sh --env ALE/Breakout-v5
-#   sbatch --nodes=8 --gpus-per-node=4 slurm/a3c.sh --env ALE/Breakout-v5 --run-dir runs/breakout
+#   sbatch --nodes=8 slurm/a3c.sh --env ALE/Breakout-v5 --run-dir runs/breakout --servers 8
 #
 # Options after the script's name go to jobs/a3c.py (see its --help). Options before it are
 # sbatch's, and win over the lines below. Submit it from the repository's folder, or export

@@ -21,8 +21,14 @@ export MAX_REQUEUES=${MAX_REQUEUES:-100}
 
 # -- from here on nothing needs to be edited -------------------------------------------------------
 
-# Slurm's warning (--signal) would end this shell; the job listens for it from the moment it can.
-trap '' USR2
+# Slurm's warning (--signal) would end this shell; the job is told if it came that early.
+export DRL_MPI_WARNED=
+trap 'DRL_MPI_WARNED=yes' USR2
+
+# What sbatch copied from where it was called, say a shell of srun's: this is none of its ranks.
+unset "${!PMI_@}" "${!OMPI_COMM_@}" "${!SLURM_STEP_@}" PMIX_RANK PMIX_NAMESPACE
+# Ranks get these variables, even after sbatch --export=NONE.
+export SLURM_EXPORT_ENV=ALL
 
 fail() { # fail WHAT-TO-DO: one line, and the exit code for wrong usage
     echo "$(basename "${SLURM_JOB_NAME:-slurm}"): $*" >&2
@@ -32,7 +38,13 @@ fail() { # fail WHAT-TO-DO: one line, and the exit code for wrong usage
 play() { # play NAME OPTION...: hands this process over to the job, which hears Slurm's signals then
     [[ -n ${SLURM_JOB_ID:-} ]] || fail "not inside a Slurm job; submit it: sbatch slurm/NAME.sh"
     if [[ -n $MODULES ]]; then
-        command -v module >/dev/null || fail "there is no module command; empty MODULES"
+        for file in /etc/profile.d/{lmod,modules,z00_lmod}.sh; do
+            # shellcheck source=/dev/null
+            command -v module >/dev/null || [[ ! -r $file ]] || source "$file"
+        done
+        command -v module >/dev/null ||
+            fail "MODULES='$MODULES', but there is no module command; source its script in" \
+                "slurm/common.sh, or empty MODULES"
         # shellcheck disable=SC2086 # several words
         module load $MODULES || fail "module load $MODULES failed; see: module avail"
     fi
@@ -42,6 +54,7 @@ play() { # play NAME OPTION...: hands this process over to the job, which hears 
     "$PYTHON" -c 'import drl_mpi, mpi4py' 2>/dev/null ||
         fail "$PYTHON cannot import drl_mpi and mpi4py; install them there: pip install -e ."
     echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, restart ${SLURM_RESTART_COUNT:-0}: $*"
-    export DRL_MPI_BATCH=$$ # this process, which becomes the job and may requeue it
+    export DRL_MPI_BATCH=$SLURM_JOB_ID:$$ # this process, which becomes the job and may requeue it
+    trap '' USR2                          # for the moment until the job listens
     exec "$PYTHON" "$DRL_MPI_HOME/jobs/$1.py" "${@:2}"
 }

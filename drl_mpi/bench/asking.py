@@ -25,7 +25,7 @@ from drl_mpi.comm.poller import BRISK_SPIN_S, Bell, Poller
 from drl_mpi.comm.world import World, connect
 from drl_mpi.envs.base import Array, EnvSpec, Rows
 from drl_mpi.roles.asking_actor import AskingActor
-from drl_mpi.run.launcher import mpirun_command, transport_environment
+from drl_mpi.run.launcher import launch_environment, mpirun_command
 from drl_mpi.systems.asking import SPIN_S
 from drl_mpi.systems.tags import TAG_REQUESTS
 
@@ -85,9 +85,7 @@ def measure(case: Case, folder: Path) -> Report:
     words = ["-m", __name__, str(report), json.dumps(asdict(case))]
     command = mpirun_command(1 + case.askers, words)
     limit = 300 + case.seconds
-    code = subprocess.run(
-        command, check=False, env=transport_environment(), timeout=limit
-    ).returncode
+    code = subprocess.run(command, check=False, env=launch_environment(), timeout=limit).returncode
     if code:
         raise BenchError(f"a rank ended with code {code}; see above")
     found: Report = json.loads(report.read_text())

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from drl_mpi.run.launcher import core_quota, mpirun_command, transport_environment
+from drl_mpi.run.launcher import core_quota, launch_environment, mpirun_command
 from drl_mpi.updating import kernels
 from drl_mpi.updating.shard_optimizers import make_shard_optimizer
 
@@ -99,7 +99,7 @@ def _measure(options: argparse.Namespace, servers: int, learners: int) -> float:
                 "--seconds", str(options.seconds),
             ],
         )  # fmt: skip
-        subprocess.run(command, check=True, env=transport_environment(), timeout=300)
+        subprocess.run(command, check=True, env=launch_environment(), timeout=300)
         return float(json.loads(report.read_text())["updates_per_s"])
 
 

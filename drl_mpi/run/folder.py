@@ -1,4 +1,4 @@
-"""The run folder: where one run keeps everything, and the two files that steer and end it.
+"""The run folder: where one run keeps everything, and the files that steer and end it.
 
 runs/NAME/
   config.json    what the run is
@@ -8,6 +8,7 @@ runs/NAME/
   checkpoints/   *.h5
   logs/          rank-N.log
   STOP           touch it: the run saves, then exits with code 75
+  STOP.signal    the same, made because a signal came (Ctrl-C, a scheduler's warning)
   DONE           written last and only on success: never trust a launcher's exit code alone
 """
 
@@ -29,10 +30,6 @@ _LOCKED: dict[Path, TextIO] = {}
 """Folders that this process has. A lock lasts as long as its file is open, so somebody keeps it."""
 
 
-BY_SIGNAL = b"by a signal\n"
-"""What is in a STOP that no user has touched."""
-
-
 class RunFolder:
     """The files of one run. Creates nothing until `prepare`."""
 
@@ -45,6 +42,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.logs = self.path / "logs"
         self.stop = self.path / "STOP"
+        self.stop_signal = self.path / "STOP.signal"
         self.done = self.path / "DONE"
 
     def log(self, rank: int) -> Path:
@@ -122,26 +120,20 @@ class RunFolder:
         write_atomically(self.layout, text.rstrip("\n").encode() + b"\n")
 
     def stop_requested(self) -> bool:
-        """Whether somebody touched STOP. One stat call: cheap enough for every update.
+        """Whether the run is to stop, by the user's wish or by a signal.
 
-        A file system that does not answer counts as no: a hiccup must not end a run.
+        Two stat calls: cheap enough for every update.
         """
-        try:
-            os.stat(self.stop)
-        except OSError:
-            return False
-        return True
+        return _exists(self.stop) or _exists(self.stop_signal)
 
-    def stop_signalled(self) -> bool:
-        """Whether STOP was made because a signal came, not by the user."""
-        try:
-            return self.stop.read_bytes() == BY_SIGNAL
-        except OSError:
-            return False
+    def stopped_by_user(self) -> bool:
+        """Whether somebody touched STOP."""
+        return _exists(self.stop)
 
     def clear_stop(self) -> None:
-        """Removes STOP, so that a resumed run goes on."""
+        """Removes both, so that a resumed run goes on."""
         self.stop.unlink(missing_ok=True)
+        self.stop_signal.unlink(missing_ok=True)
 
     def mark_done(self, summary: Mapping[str, Any]) -> None:
         """Writes DONE, atomically and safe against power loss. Call it last, only on success.
@@ -158,6 +150,15 @@ class RunFolder:
     def clear_done(self) -> None:
         """Removes DONE: for a finished run that is to go on."""
         self.done.unlink(missing_ok=True)
+
+
+def _exists(path: Path) -> bool:
+    """A file system that does not answer counts as no: a hiccup must not end a run."""
+    try:
+        os.stat(path)
+    except OSError:
+        return False
+    return True
 
 
 def differences(now: Mapping[str, Any], stored: Mapping[str, Any], limit: int = 6) -> str:

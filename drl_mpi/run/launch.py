@@ -20,14 +20,14 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import tyro
 
 from drl_mpi.errors import EXIT_OK, EXIT_STOPPED, EXIT_USAGE, UsageError
-from drl_mpi.run import slurm
+from drl_mpi.run import requeue, slurm
 from drl_mpi.run.folder import RunFolder
 from drl_mpi.run.launcher import (
     RELAUNCHED,
+    StopSignals,
     core_quota,
     launched_ranks,
     mpirun_command,
-    supervise,
     usable_cores,
 )
 from drl_mpi.run.layout import Layout, local_layout, plan
@@ -60,8 +60,17 @@ class Job(Protocol):
         """The run folder."""
         ...
 
+    @property
+    def uses_gpus(self) -> bool:
+        """Whether learners may use GPUs."""
+        ...
+
     def gpus(self) -> int:
         """GPUs of this host that learners may use."""
+        ...
+
+    def check_gpus(self, found: int) -> None:
+        """Raises UsageError if learners need GPUs, and ``found`` is 0."""
         ...
 
     def check(self) -> None:
@@ -98,6 +107,7 @@ def main(presets: Mapping[str, J], argv: Sequence[str] | None = None) -> None:
         presets: name -> defaults; the first is what a job uses unless ``--preset`` says otherwise.
         argv: the command line without the program; ``sys.argv[1:]`` if not given.
     """
+    signals = requeue.early_signals()
     arguments = list(sys.argv[1:] if argv is None else argv)
     launched: tuple[int, int] | None = None
     try:
@@ -105,7 +115,7 @@ def main(presets: Mapping[str, J], argv: Sequence[str] | None = None) -> None:
         job = parse(presets, arguments, quiet=launched is not None and launched[0] != 0)
         job.check()
         if launched is None:
-            sys.exit(_relaunch(job, arguments))
+            sys.exit(_relaunch(job, arguments, signals))
         _leave(_rank_main(job, launched[1]))
     except UsageError as error:
         first = launched[0] == 0 if launched else os.environ.get("SLURM_PROCID", "0") == "0"
@@ -180,18 +190,20 @@ def _description(job: Job, presets: Sequence[str]) -> str:
     return f"{type(job).__doc__}\n\nPresets of all defaults: --preset {' | '.join(presets)}"
 
 
-def _relaunch(job: Job, arguments: Sequence[str]) -> int:
+def _relaunch(job: Job, arguments: Sequence[str], signals: StopSignals) -> int:
     """Starts this job's ranks: on this machine, or inside a Slurm allocation on all of it."""
     given = slurm.allocation()
     gpus, wanted = job.gpus(), job.wanted(None)
     if given is None:
-        ranks = local_layout(core_quota(), gpus, **wanted)
-        hosts = ["localhost"] * ranks
+        hosts = ["localhost"] * local_layout(core_quota(), gpus, **wanted)
     else:
+        requeue.most_requeues()  # to be refused now rather than when it is needed
         wanted = job.wanted(given.ranks)
         hosts = given.rank_hosts
-        if unseen := slurm.unseen_gpus(gpus):
+        if unseen := job.uses_gpus and slurm.unseen_gpus(gpus):
             slurm.say(unseen)
+    if given is None or socket.gethostname() in given.hosts:
+        job.check_gpus(gpus)
     layout = _planned(job, given, hosts, gpus, wanted)
     if job.inspect(layout) is None:
         return EXIT_OK
@@ -200,8 +212,8 @@ def _relaunch(job: Job, arguments: Sequence[str]) -> int:
         mpirun_command(len(hosts), argv) if given is None else slurm.launch_command(given, argv)
     )
     folder = RunFolder(job.path)
-    if given is not None and slurm.stopped_while_away(given, folder):
-        slurm.say(f"{folder.stop} is there: not going on; submit the job anew to do so")
+    if given is not None and requeue.stopped_while_away(given, folder):
+        slurm.say(f"{folder.stop} is there: not going on; remove it, or submit the job anew")
         return EXIT_STOPPED
     folder.prepare()
     try:
@@ -210,10 +222,16 @@ def _relaunch(job: Job, arguments: Sequence[str]) -> int:
         folder.unlock()
     except OSError as error:
         raise UsageError(_unusable(folder.path, error)) from error
-    before = slurm.newest_checkpoint(folder)
-    code, asked = supervise(command, folder.stop)
-    code = _explained(code, folder, command[0])
-    return code if given is None else slurm.conclude(given, code, folder, before, asked)
+    if given is None:
+        return _explained(signals.supervise(command, folder.stop_signal, hosts=0), folder, command)
+    before = requeue.newest_checkpoint(folder)
+    if signals.came:
+        slurm.say("Slurm's warning came before the ranks were started")
+        ending = requeue.Ending(EXIT_STOPPED, before, began=False)
+    else:
+        code = signals.supervise(command, folder.stop_signal, hosts=len(given.hosts))
+        ending = requeue.Ending(_explained(code, folder, command), before)
+    return requeue.conclude(given, ending, folder)
 
 
 def _planned(
@@ -236,9 +254,9 @@ def _planned(
     return layout
 
 
-def _explained(code: int, folder: RunFolder, launcher: str) -> int:
+def _explained(code: int, folder: RunFolder, command: Sequence[str]) -> int:
     """The exit code of a job whose launcher ended with ``code``; tells what is not obvious."""
-    name = Path(launcher).name
+    name = Path(command[0]).name
     if code < 0:
         print(
             f"{name} was killed by signal {-code}; run the same command again to resume",
@@ -313,6 +331,7 @@ def _verdict(job: Job, ranks: Sequence[tuple[str, set[int], int]]) -> str | tupl
         cores[host] |= may_use
         gpus[host] = max(gpus[host], sees)
     try:
+        job.check_gpus(max(gpus.values()))
         layout = plan(
             len(ranks),
             [host for host, _, _ in ranks],

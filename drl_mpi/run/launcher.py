@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shlex
@@ -14,15 +15,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from drl_mpi.errors import UsageError
-from drl_mpi.run.folder import BY_SIGNAL
 from drl_mpi.run.progress import TTY_VARIABLE, terminal_width
 
 RANK_VARIABLES = (
     # (rank, number of ranks), by launcher
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),  # Open MPI's mpirun
     ("PMI_RANK", "PMI_SIZE"),  # MPICH's mpirun
-    ("PMIX_RANK", "SLURM_NTASKS"),  # srun --mpi=pmix
+    ("PMIX_RANK", "SLURM_STEP_NUM_TASKS"),  # srun --mpi=pmix
 )
+MARKS = ("OMPI_COMM_", "PMIX_", "PMI_", "HYDI_", "MPI_LOCAL")
+"""Beginnings of variables that launchers leave in their ranks, and in what these start."""
+KEPT = ("PMIX_MCA_",)
+"""Beginnings of those that a user may have set."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 """What asks a run to save and stop: the terminal, a scheduler, a lost connection."""
 
@@ -32,6 +36,8 @@ RELAUNCHED = "DRL_MPI_RELAUNCHED"
 
 def launched_ranks(environment: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
     """(rank, number of ranks) that a launcher's environment tells, or ``None`` without one.
+
+    A shell or a notebook that srun opened is no rank, though it has the variables of one.
 
     Raises:
         UsageError: when they are not numbers.
@@ -43,8 +49,16 @@ def launched_ranks(environment: Mapping[str, str] = os.environ) -> tuple[int, in
                     f"{rank}={environment[rank]!r}, {size}={environment[size]!r}: a launcher sets "
                     "whole numbers; unset them, or start the job with mpirun or srun"
                 )
-            return int(environment[rank]), int(environment[size])
+            told = int(environment[rank]), int(environment[size])
+            return None if told[1] == 1 and _is_sruns_only_task(rank, environment) else told
     return None
+
+
+def _is_sruns_only_task(rank: str, environment: Mapping[str, str]) -> bool:
+    # MPICH's mpirun may start its ranks through srun, but sets variables that Slurm does not.
+    if rank == "OMPI_COMM_WORLD_RANK" or "MPI_LOCALNRANKS" in environment:
+        return False
+    return "SLURM_STEP_ID" in environment and RELAUNCHED not in environment
 
 
 def display_width() -> int | None:
@@ -115,59 +129,107 @@ def mpirun_command(ranks: int, argv: Sequence[str]) -> list[str]:
     return [mpirun, "-n", str(ranks), *placing, sys.executable, *argv]
 
 
-def supervise(command: Sequence[str], stop_file: Path) -> tuple[int, bool]:
-    """Runs a launcher's command to its end. Returns its exit code, and whether a signal came.
+class StopSignals:
+    """Signals as wishes: the first one asks the run to save and stop, the second ends it."""
 
-    Ctrl-C and SIGTERM become a ``stop_file`` (see ``RunFolder.stop_signalled``): the job saves and
-    exits by itself. A second one ends it at once. If this process dies, the launcher gets SIGTERM,
-    so nothing stays behind.
-    """
-    environment = {
-        TTY_VARIABLE: str(terminal_width() or 0),
-        RELAUNCHED: "1",
-        **transport_environment(),
-    }
-    print("+ " + shlex.join(command), file=sys.stderr, flush=True)
-    asked = 0
-    process: subprocess.Popen[bytes] | None = None
+    def __init__(self) -> None:
+        self.came = 0
+        self._file: Path | None = None
+        self._launcher: subprocess.Popen[bytes] | None = None
 
-    def on_signal(_signum: int, _frame: object) -> None:
-        nonlocal asked
-        asked += 1
-        if asked == 1 and stop_file.parent.is_dir():
-            stop_file.write_bytes(BY_SIGNAL)
+    def listen(self, *numbers: signal.Signals) -> None:
+        """Takes note of these from now on."""
+        for number in numbers:
+            signal.signal(number, self._take)
+
+    def supervise(self, command: Sequence[str], stop_file: Path | None, *, hosts: int) -> int:
+        """Runs a launcher's command to its end and returns its exit code.
+
+        A first signal becomes ``stop_file``, whereupon the job saves and exits by itself; a second
+        one ends it at once. If this process dies, the launcher gets SIGTERM, so nothing stays
+        behind.
+
+        Args:
+            command: mpirun or srun, and what it starts.
+            stop_file: see ``RunFolder.stop_signal``; without one the first signal ends it.
+            hosts: see ``launch_environment``.
+        """
+        environment = {
+            TTY_VARIABLE: str(terminal_width() or 0),
+            RELAUNCHED: "1",
+            **launch_environment(hosts),
+        }
+        print("+ " + shlex.join(command), file=sys.stderr, flush=True)
+        self._file = stop_file
+        before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+        # Before the launcher starts: from here on a signal is a wish that the job will see.
+        self.listen(*STOP_SIGNALS)
+        if self.came:
+            self._pass_on()
+        self._launcher = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # the terminal's Ctrl-C is ours to handle, not mpirun's
+            preexec_fn=_end_with_parent,
+        )
+        try:
+            return self._launcher.wait()
+        finally:
+            self._file = self._launcher = None
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            # A scheduler's warning that comes too late would end this process.
+            signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+    def _take(self, _number: int, _frame: object) -> None:
+        self.came += 1
+        if self.came > 1 and self._launcher is not None:
+            self._launcher.terminate()
+        else:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        """What goes wrong here must not end this process, and with it the run."""
+        if self._file is None or not self._file.parent.is_dir():
+            if self._launcher is not None:
+                self._launcher.terminate()
+            return
+        try:
+            self._file.touch()
+        except OSError:  # the first learner hears signals, too, and launchers hand them on
+            if self._launcher is not None:
+                self._launcher.send_signal(signal.SIGUSR2)
+        with contextlib.suppress(OSError):
             os.write(2, b"\nstopping: saving a checkpoint first (again to end at once)\n")
-        elif process is not None:
-            process.terminate()
-
-    # Before the launcher starts: from here on a signal is a wish that the job will see.
-    for number in STOP_SIGNALS:
-        signal.signal(number, on_signal)
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,  # the terminal's Ctrl-C is ours to handle, not mpirun's
-        preexec_fn=_end_with_parent,
-    )
-    return process.wait(), asked > 0
 
 
-def transport_environment() -> dict[str, str]:
-    """This process's environment, and what MPI needs to know on a single machine."""
-    return {
-        # The shared-memory and TCP transports are what one machine needs; UCX's one-sided layer
-        # prints errors that mean nothing where it finds no fast network.
-        "OMPI_MCA_pml": "ob1",
-        "OMPI_MCA_osc": "^ucx",
-        **_root_allowed(),
+def launch_environment(hosts: int = 0) -> dict[str, str]:
+    """This process's environment for a launcher, without what another launcher left in it.
+
+    Args:
+        hosts: of the allocation that it is to fill; 0 for this host alone, whatever Slurm says.
+    """
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(MARKS) or name.startswith(KEPT)
     }
+    # We have no use for one-sided communication, and UCX's prints errors that mean nothing where
+    # it finds no fast network.
+    found = {"OMPI_MCA_osc": "^ucx", **_root_allowed(kept)}
+    if hosts == 0:
+        found = {name: value for name, value in found.items() if not name.startswith("SLURM_")}
+    if hosts <= 1:
+        # Shared memory is all that one host needs; the network between hosts is Open MPI's choice.
+        found.setdefault("OMPI_MCA_pml", "ob1")
+    return found
 
 
-def _root_allowed() -> dict[str, str]:
+def _root_allowed(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     # In containers everybody is root; Open MPI refuses that unless told otherwise.
     return {
-        **os.environ,
+        **environment,
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     }

@@ -23,7 +23,7 @@ from typing import Any
 from drl_mpi.errors import UsageError
 
 LONGEST_TABLE = 64  # ranks; beyond a screen or so, `Layout.table` folds similar lines
-ON_CPU = "hide the GPUs (CUDA_VISIBLE_DEVICES=) to learn on CPU"
+ON_CPU = "learn on cores (--device cpu)"
 Count = int | None
 PerHost = Mapping[str, int] | int
 
@@ -290,9 +290,10 @@ def _counts(
             "them, or leave out learners or actors to have the rest filled in"
         )
     if most is not None and learners > most:
+        fewer = "" if alone else f"ask for 1 to {most} learners, or "
         raise LayoutError(
             f"{found}only {most} can have a GPU of their own, and NCCL refuses two learners on "
-            f"one; ask for 1 to {most} learners, or {ON_CPU}"
+            f"one; {fewer}{ON_CPU}"
         )
     return learners, servers
 

@@ -1,39 +1,25 @@
-"""Inside a Slurm allocation: what it holds, how ranks are started on it, and how a job goes on.
-
-A batch script hands its process over to the job (`exec python jobs/...`), so Slurm's warning before
-a preemption or the time limit (`--signal=B:USR2@300`) arrives where it becomes a touch of STOP. The
-same process starts the ranks, sees how they ended, and requeues the Slurm job if that makes sense.
-"""
+"""Inside a Slurm allocation: what it holds, and how ranks are started on it."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from drl_mpi.errors import EXIT_OK, EXIT_STOPPED, EXIT_USAGE, UsageError
-from drl_mpi.run.folder import RunFolder
+from drl_mpi.errors import UsageError
 from drl_mpi.run.launcher import mpirun_path
 
 LAUNCHER = "LAUNCHER"
 """Variable that chooses what starts the ranks: mpirun (default) or srun."""
 LAUNCHERS = ("mpirun", "srun")
-MAX_REQUEUES = "MAX_REQUEUES"
-"""Variable that bounds how often a job goes back to the queue by itself; 0 for never."""
-USUAL_REQUEUES = 100
 RANK_WRAPPER = "RANK_WRAPPER"
 """Variable with the words that every rank's command begins with, such as a container's."""
-BATCH = "DRL_MPI_BATCH"
-"""Variable with the process id of the batch script, which has handed itself over to the job."""
-KILLED_WITHIN_S = 60.0
-"""Seconds within which Slurm ends a job that it has put back into the queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +27,7 @@ class Allocation:
     """What Slurm gave."""
 
     job: str
-    """Slurm's name of the job: its number, or for one task of an array "number_index". The number
-    of an array's last task is that of the whole array."""
+    """Slurm's number of the job."""
     hosts: tuple[str, ...]
     tasks: tuple[int, ...]
     """Per host: Slurm's tasks are our ranks."""
@@ -65,8 +50,11 @@ class Allocation:
 def allocation(environment: Mapping[str, str] = os.environ) -> Allocation | None:
     """The allocation that this process is the batch script or the shell of; ``None`` outside one.
 
+    A task of its own that srun opened, such as a shell or a notebook, is outside: it has cores of
+    this host, and no tasks to make ranks of.
+
     Raises:
-        UsageError: for variables that cannot be understood, and in one of several tasks of srun.
+        UsageError: for variables that cannot be understood, and where ranks cannot be started.
     """
     if "SLURM_JOB_ID" not in environment or "SLURM_JOB_NODELIST" not in environment:
         return None
@@ -76,11 +64,24 @@ def allocation(environment: Mapping[str, str] = os.environ) -> Allocation | None
             f"srun started {together} tasks that do not know of one another; use srun --mpi=pmix, "
             "or start the job once, without srun: it takes the whole allocation"
         )
+    parts = environment.get("SLURM_HET_SIZE", "1")
+    if parts != "1":
+        raise UsageError(
+            f"this is a heterogeneous Slurm job of {parts} components, and ranks are started in "
+            'one allocation only; submit one, without ":" among sbatch\'s options'
+        )
     hosts = _hosts(environment["SLURM_JOB_NODELIST"])
+    if "SLURM_STEP_NUM_TASKS" in environment and environment.get("SLURM_TASKS_PER_NODE") == "1":
+        if len(hosts) > 1:
+            raise UsageError(
+                f"this is one task of srun, on one of {len(hosts)} hosts, which cannot start ranks "
+                "on the others; start the job from the shell of salloc itself or by sbatch, or "
+                "unset SLURM_JOB_ID to use this host alone"
+            )
+        return None
     per_task = environment.get("SLURM_CPUS_PER_TASK")
-    array, index = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
     return Allocation(
-        f"{array}_{index}" if array and index else environment["SLURM_JOB_ID"],
+        environment["SLURM_JOB_ID"],
         hosts,
         _per_host(environment, "SLURM_TASKS_PER_NODE", len(hosts)),
         int(per_task) if per_task else None,
@@ -134,18 +135,19 @@ def launch_command(
     Raises:
         UsageError: for an unknown launcher, or one that cannot start MPI ranks here.
     """
-    most_requeues(environment)  # to be refused now rather than when it is needed
     launcher = environment.get(LAUNCHER) or LAUNCHERS[0]
     if launcher not in LAUNCHERS:
         raise UsageError(f"{LAUNCHER}={launcher!r}; allowed: {', '.join(LAUNCHERS)}")
-    command = [*environment.get(RANK_WRAPPER, "").split(), sys.executable, *argv]
+    command = [*_wrapper(environment), sys.executable, *argv]
     # Ranks share their host's cores as the layout says, so none is bound to some of them.
     if launcher == "srun":
         _check_pmix()
         wide = [f"--cpus-per-task={given.cpus_per_task}"] if given.cpus_per_task else []
+        # Inside a step, such as a shell of srun's, it would wait for that step's cores.
+        shared = ["--overlap"] if "SLURM_STEP_ID" in environment else []
         return [
             "srun", "--mpi=pmix", f"--ntasks={given.ranks}", "--distribution=block",
-            "--cpu-bind=none", "--kill-on-bad-exit=1", *wide, *command,
+            "--cpu-bind=none", "--kill-on-bad-exit=1", "--export=ALL", *shared, *wide, *command,
         ]  # fmt: skip
     mpirun, ours = mpirun_path()
     if not ours:
@@ -155,6 +157,14 @@ def launch_command(
         mpirun, "-n", str(given.ranks), "--host", slots, "--map-by", "slot", "--bind-to", "none",
         *command,
     ]  # fmt: skip
+
+
+def _wrapper(environment: Mapping[str, str]) -> list[str]:
+    text = environment.get(RANK_WRAPPER, "")
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"{RANK_WRAPPER}={text!r}: {error}; write it as in a shell") from error
 
 
 def _check_pmix() -> None:
@@ -173,103 +183,14 @@ def _check_pmix() -> None:
         )
 
 
-def conclude(
-    given: Allocation,
-    code: int,
-    folder: RunFolder,
-    before: str | None,
-    signalled: bool,
-    environment: Mapping[str, str] = os.environ,
-) -> int:
-    """What follows from how the ranks ended: puts the Slurm job back into the queue, or not.
-
-    Args:
-        given: the allocation.
-        code: exit code of the job; 0 only if DONE is there.
-        folder: of the run.
-        before: name of the newest checkpoint before the ranks started.
-        signalled: whether Slurm asked to stop, not the user.
-
-    Returns:
-        The exit code of the batch script; it does not return if the job was requeued.
-    """
-    if environment.get(BATCH) != str(os.getpid()):
-        return code  # a command inside somebody's script or shell: the Slurm job is theirs
-    if code in (EXIT_OK, EXIT_USAGE):
-        return code
-    if code == EXIT_STOPPED and not signalled:
-        return code  # somebody touched STOP, and does not want it to go on
-    state, reason = _state(given.job)
-    if state != "RUNNING" and reason != "TimeLimit":
-        # Cancelled, and not to be brought back; or requeued already, by Slurm itself.
-        say(f"job {given.job} is {state} ({reason}): it is not requeued from here")
-        return code
-    newest = newest_checkpoint(folder)
-    most = most_requeues(environment)
-    if newest == before:
-        say(f"no checkpoint since the start: job {given.job} is not requeued")
-        return code
-    if given.restarts >= most:
-        say(f"job {given.job} has come back {given.restarts} times ({MAX_REQUEUES}={most}): enough")
-        return code
-    say(f"exit {code}, newest checkpoint {newest}: job {given.job} goes back to the queue")
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with which Slurm ends a requeued job's script
-    done = subprocess.run(
-        ["scontrol", "requeue", given.job], capture_output=True, text=True, check=False
-    )
-    if done.returncode > 0:  # below 0: it was ended, too
-        say(
-            f"job {given.job} cannot be requeued: {done.stderr.strip()}; submit it again, or chain "
-            "submissions with sbatch --dependency=singleton"
-        )
-        return code
-    time.sleep(KILLED_WITHIN_S)  # to be gone before could be taken for the job's end
-    return code
-
-
-def _state(job: str) -> tuple[str, str]:
-    """State of a Slurm job and its reason, as Slurm names them."""
-    done = subprocess.run(
-        ["scontrol", "--oneliner", "show", "job", job], capture_output=True, text=True, check=False
-    )
-    fields = dict(word.split("=", 1) for word in done.stdout.split() if "=" in word)
-    unknown = done.stderr.strip() or "scontrol does not tell"
-    return fields.get("JobState", "unknown"), fields.get("Reason", unknown)
-
-
-def most_requeues(environment: Mapping[str, str] = os.environ) -> int:
-    """How often a job may go back to the queue by itself.
-
-    Raises:
-        UsageError: for something else than a number.
-    """
-    text = environment.get(MAX_REQUEUES) or str(USUAL_REQUEUES)
-    if not text.isdecimal():
-        raise UsageError(f"{MAX_REQUEUES}={text!r}; allowed: 0 or more; 0 for never")
-    return int(text)
-
-
-def stopped_while_away(given: Allocation, folder: RunFolder) -> bool:
-    """Whether the user touched STOP while the job waited in the queue to go on."""
-    return given.restarts > 0 and folder.stop_requested() and not folder.stop_signalled()
-
-
-def newest_checkpoint(folder: RunFolder) -> str | None:
-    """Name of the newest checkpoint, or ``None``: a measure of progress."""
-    from drl_mpi.run.checkpoint import Checkpoints  # here: it loads h5py, which servers do without
-
-    newest = Checkpoints(folder.checkpoints).latest()
-    return None if newest is None else newest.name
-
-
 def unseen_gpus(seen: int, environment: Mapping[str, str] = os.environ) -> str:
     """What is wrong if Slurm gave GPUs and torch sees none; empty if nothing is.
 
     Args:
-        seen: GPUs of this host that learners may use.
+        seen: GPUs of this host that torch sees.
     """
     given = environment.get("SLURM_GPUS_ON_NODE", "0")
-    if seen or given in ("", "0"):
+    if seen or given in ("", "0") or environment.get("CUDA_VISIBLE_DEVICES") == "":
         return ""
     return (
         f"Slurm gave {given} GPUs on this node, but torch sees none and learns on cores; install a "

@@ -35,6 +35,8 @@ class A3C(Served):
     """Steps per update and environment, t_max (Mnih et al. 2016: 5)."""
     envs_per_actor: int = 16
     """Environments that each worker steps together (ours; the paper's workers have one)."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """Where workers learn; with "auto" or "cuda" there can be no more of them than GPUs."""
     gamma: float = 0.99
     """Discount per step (Mnih et al. 2016: 0.99)."""
     reward_clip: float = 1.0

@@ -211,15 +211,22 @@ class System(RunConfig):
         except ValueError as error:
             raise UsageError(f"the optimiser's settings cannot work: {error}") from error
 
+    @property
+    def uses_gpus(self) -> bool:
+        """See ``run.launch.Job.uses_gpus``."""
+        return self.device != "cpu"
+
     def gpus(self) -> int:
         """See ``run.launch.Job.gpus``."""
-        found = 0 if self.device == "cpu" else visible_gpus()
+        return visible_gpus() if self.uses_gpus else 0
+
+    def check_gpus(self, found: int) -> None:
+        """See ``run.launch.Job.check_gpus``."""
         if self.device == "cuda" and not found:
             raise UsageError(
                 "--device cuda, but torch sees no GPU here; use --device cpu, or install a torch "
                 "built for CUDA and ask the scheduler for GPUs"
             )
-        return found
 
     def check_layout(self, layout: Layout) -> None:
         """See ``run.launch.Job.check_layout``."""

@@ -173,6 +173,24 @@ def test_slurms_warning_saves_requeues_and_resumes(submit: Submit) -> None:
     run.continuous()
 
 
+def test_a_warning_while_it_loads_is_not_lost(submit: Submit, tmp_path: Path) -> None:
+    """The script is still a shell then, which looks whether its Python can import the package."""
+    slow = tmp_path / "slow-python"
+    begun = tmp_path / "begun"
+    slow.write_text(
+        f'#!/bin/sh\n[ "$1" = -c ] && [ ! -e {begun} ] && touch {begun} && sleep 3\n'
+        f'exec {sys.executable} "$@"\n'
+    )
+    slow.chmod(0o755)
+    run = submit("impala", [f"PYTHON={slow}", *TWO_NODES], [*CARTPOLE, "--total-frames", "20000"])
+    run.until(begun.exists, "the beginning")
+    run.box.client("scancel", "--batch", "--signal=USR2", str(run.job))
+    run.box.wait_restart(run.job, 1, LIMIT_S)
+    assert "Slurm's warning came before the ranks were started" in run.output
+    assert not run.checkpoints()
+    run.finish()
+
+
 def test_a_requeued_job_resumes(submit: Submit) -> None:
     run = submit(
         "impala",
@@ -211,6 +229,66 @@ def test_who_touches_stop_is_not_overruled(submit: Submit) -> None:
     assert run.box.record(run.job)["ExitCode"] == "75:0"
     assert run.box.restarts(run.job) == 0
     assert len(run.checkpoints()) == 1
+
+
+def test_a_stop_touched_while_it_waits_is_obeyed(submit: Submit) -> None:
+    """Beside the one that Slurm's warning left."""
+    run = submit("impala", TWO_NODES, [*CARTPOLE, "--total-frames", "10000000"])
+    run.until(lambda: (run.folder / "progress.csv").exists() and run.rows(), "progress")
+    run.box.client("scancel", "--batch", "--signal=USR2", str(run.job))
+    run.until(lambda: run.box.state(run.job) == "PENDING", "the requeue")
+    (run.folder / "STOP").touch()
+    run.box.wait_restart(run.job, 1, LIMIT_S)
+    run.box.wait(run.job, "FAILED", timeout=LIMIT_S)
+    assert run.box.record(run.job)["ExitCode"] == "75:0"
+    assert f"{run.folder}/STOP is there: not going on" in run.output
+    assert len(run.checkpoints()) == 1
+
+
+@pytest.fixture
+def grace(box: Box) -> Iterator[None]:
+    """Preempted jobs are told, by SIGTERM to their ranks, and have some seconds."""
+    box.scontrol("update", "PartitionName=main", "GraceTime=30")
+    yield
+    box.scontrol("update", "PartitionName=main", "GraceTime=0")
+
+
+@pytest.mark.usefixtures("grace")
+@pytest.mark.parametrize("launcher", ["mpirun", "srun"])
+def test_a_preempted_job_comes_back(submit: Submit, launcher: str) -> None:
+    """Whether its ranks had the time to save or not: this is before the first checkpoint."""
+    run = submit(
+        "impala", [f"LAUNCHER={launcher}", *TWO_NODES], [*CARTPOLE, "--total-frames", "60000"]
+    )
+    run.until(lambda: (run.folder / "progress.csv").exists() and run.rows(), "progress")
+    every = f"--nodes={len(run.box.node_states())}"
+    urgent = run.box.sbatch(
+        "--partition=short", every, "--exclusive", "--wrap=sleep 1", cwd=run.where
+    )
+    run.box.wait(urgent, timeout=LIMIT_S)
+    run.box.wait_restart(run.job, 1, LIMIT_S)
+    run.finish()
+    run.continuous()
+
+
+@pytest.mark.parametrize("launcher", ["mpirun", "srun"])
+def test_where_it_was_submitted_leaves_no_traces(submit: Submit, launcher: str) -> None:
+    """In a task of an array, in a shell of srun's or on a rank; and variables are not passed on."""
+    inside = ["SLURM_ARRAY_JOB_ID=1", "SLURM_ARRAY_TASK_ID=0", "PMIX_RANK=0", "PMIX_NAMESPACE=x"]
+    inside += ["PMI_RANK=0", "PMI_SIZE=1", "OMPI_COMM_WORLD_RANK=0", "OMPI_COMM_WORLD_SIZE=1"]
+    inside += ["SLURM_STEP_ID=0", "SLURM_STEP_NUM_TASKS=1", "DRL_MPI_BATCH=1:1"]
+    names = [word.partition("=")[0] for word in inside]
+    own = ["LAUNCHER", "DRL_MPI_HOME", "PYTHON", "OMP_NUM_THREADS", "PATH", "PYTHONPATH"]
+    run = submit(
+        "impala",
+        [f"LAUNCHER={launcher}", *inside, f"--export={','.join(names + own)}", *TWO_NODES],
+        [*CARTPOLE, "--total-frames", "60000"],
+    )
+    run.until(lambda: (run.folder / "progress.csv").exists() and run.rows(), "progress")
+    run.box.client("scancel", "--batch", "--signal=USR2", str(run.job))
+    run.box.wait_restart(run.job, 1, LIMIT_S)
+    run.finish()
+    assert len(run.roles()) == 2
 
 
 def test_a_cancelled_job_stays_away(submit: Submit) -> None:

@@ -151,9 +151,10 @@ def test_in_a_batch_script_it_starts_the_ranks(monkeypatch):
     """And passes on how they ended."""
     started = []
 
-    def supervise(command, _stop_file):
+    def supervise(_, command, stop_file, *, hosts):
+        assert (stop_file, hosts) == (None, 1)
         started.append(command)
-        return 1, False
+        return 1
 
     for name in [name for name in os.environ if name.startswith(LAUNCHERS)]:
         monkeypatch.delenv(name)
@@ -164,9 +165,9 @@ def test_in_a_batch_script_it_starts_the_ranks(monkeypatch):
     for name, value in job.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["jobs/doctor.py"])
-    monkeypatch.setattr(doctor, "supervise", supervise)
+    monkeypatch.setattr(doctor.StopSignals, "supervise", supervise)
     assert doctor.main(["--timeout", "5"]) == 1
     given = slurm.allocation()
     assert started == [slurm.launch_command(given, ["jobs/doctor.py", "--timeout", "5"])]
-    monkeypatch.setattr(doctor, "supervise", lambda *_: (-15, False))
+    monkeypatch.setattr(doctor.StopSignals, "supervise", lambda *_, **__: -15)
     assert doctor.main([]) == 128 + 15

@@ -13,8 +13,13 @@ import pytest
 
 from drl_mpi.errors import UsageError
 from drl_mpi.run import launcher
-from drl_mpi.run.folder import BY_SIGNAL
-from drl_mpi.run.launcher import launched_ranks, mpirun_command, usable_cores
+from drl_mpi.run.launcher import (
+    RELAUNCHED,
+    launch_environment,
+    launched_ranks,
+    mpirun_command,
+    usable_cores,
+)
 
 
 @pytest.mark.parametrize(
@@ -23,7 +28,16 @@ from drl_mpi.run.launcher import launched_ranks, mpirun_command, usable_cores
         ({}, None),
         ({"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "8"}, (3, 8)),
         ({"PMI_RANK": "0", "PMI_SIZE": "2"}, (0, 2)),
-        ({"PMIX_RANK": "5", "SLURM_NTASKS": "6"}, (5, 6)),
+        ({"PMIX_RANK": "5", "SLURM_STEP_NUM_TASKS": "6"}, (5, 6)),
+        ({"PMIX_RANK": "0", "SLURM_STEP_NUM_TASKS": "6", "SLURM_STEP_ID": "3"}, (0, 6)),
+        # A shell that srun opened, and a batch script that was submitted in one.
+        ({"PMIX_RANK": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_ID": "3"}, None),
+        ({"PMI_RANK": "0", "PMI_SIZE": "1", "SLURM_STEP_ID": "3"}, None),
+        ({"PMIX_RANK": "0", "SLURM_NTASKS": "16"}, None),
+        # A single rank all the same: by MPICH's mpirun, or by a job that relaunched itself.
+        ({"PMI_RANK": "0", "PMI_SIZE": "1"}, (0, 1)),
+        ({"PMI_RANK": "0", "PMI_SIZE": "1", "SLURM_STEP_ID": "3", "MPI_LOCALNRANKS": "1"}, (0, 1)),
+        ({"PMI_RANK": "0", "PMI_SIZE": "1", "SLURM_STEP_ID": "3", RELAUNCHED: "1"}, (0, 1)),
         # prterun under Slurm sets its own and PMIx's; the allocation may be larger than the job.
         (
             {
@@ -78,7 +92,7 @@ here = pathlib.Path(sys.argv[1])
 (here / "environment").write_text(repr(dict(os.environ)))
 (here / "pid").write_text(str(os.getpid()))
 for _ in range(6000):
-    if (here / "run" / "STOP").exists() and sys.argv[2] == "obeys":
+    if (here / "run" / "STOP.signal").exists() and sys.argv[2] == "obeys":
         sys.exit(75)
     if (here / "end").exists():
         sys.exit(3)
@@ -87,10 +101,10 @@ for _ in range(6000):
 PARENT = """
 import sys
 from pathlib import Path
-from drl_mpi.run.launcher import supervise
+from drl_mpi.run.launcher import StopSignals
 here = Path(sys.argv[1])
 command = [sys.executable, str(here / "child.py"), str(here), sys.argv[2]]
-sys.exit(supervise(command, here / "run" / "STOP")[0])
+sys.exit(StopSignals().supervise(command, here / "run" / "STOP.signal", hosts=0))
 """
 
 
@@ -106,7 +120,7 @@ class Supervised:
 
     def __init__(self, folder, manner):
         self.folder = folder
-        self.stop = folder / "run" / "STOP"
+        self.stop = folder / "run" / "STOP.signal"
         (folder / "child.py").write_text(CHILD)
         (folder / "parent.py").write_text(PARENT)
         self.parent = subprocess.Popen(
@@ -159,7 +173,7 @@ def test_a_first_signal_touches_stop_and_the_jobs_own_code_comes_back(supervised
     job = supervised("obeys")
     job.parent.send_signal(number)
     _, said = job.parent.communicate(timeout=30)
-    assert job.stop.read_bytes() == BY_SIGNAL
+    assert job.stop.exists()
     assert job.parent.returncode == 75
     assert "stopping: saving a checkpoint first" in said
 
@@ -230,3 +244,66 @@ def test_the_launchers_output_decides_what_a_rank_shows(output, width, outputs, 
     finally:
         parent.kill()
         parent.wait()
+
+
+def test_what_cannot_be_told_by_a_file_is_told_by_a_signal(tmp_path):
+    """A full disk, or one that is gone for a moment, must not cost the run."""
+    child = (
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGUSR2, lambda *_: sys.exit(75))\n"
+        "pathlib.Path(sys.argv[1]).touch()\n"
+        "time.sleep(60)"
+    )
+    parent = (
+        "import sys; from pathlib import Path; from drl_mpi.run.launcher import StopSignals\n"
+        "stop = Path(sys.argv[1]).with_name('S' * 300)\n"  # no file system takes this name
+        "command = [sys.executable, '-c', sys.argv[2], sys.argv[1]]\n"
+        "sys.exit(StopSignals().supervise(command, stop, hosts=0))"
+    )
+    ready = tmp_path / "ready"
+    process = subprocess.Popen([sys.executable, "-c", parent, str(ready), child])
+    try:
+        wait_for(ready.exists, "the command did not start")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 75
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_signal_after_the_end_is_not_for_the_run(tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from drl_mpi.run.launcher import StopSignals\n"
+        "stop = Path(sys.argv[1])\n"
+        "assert StopSignals().supervise([sys.executable, '-c', ''], stop, hosts=0) == 0\n"
+        "os.kill(os.getpid(), signal.SIGUSR2)\n"
+        "assert not stop.exists()\n"
+        "os.kill(os.getpid(), signal.SIGTERM)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "STOP.signal")], timeout=60)
+    assert done.returncode == -signal.SIGTERM
+
+
+def test_a_launcher_is_told_nothing_of_other_launchers(monkeypatch):
+    ours = {
+        "PMIX_RANK": "0", "PMI_FD": "4", "OMPI_COMM_WORLD_RANK": "0", "HYDI_CONTROL_FD": "5",
+        "SLURM_JOB_ID": "7", "PMIX_MCA_gds": "hash", "HYDRA_LAUNCHER": "ssh", "OMPI_MCA_btl": "tcp",
+    }  # fmt: skip
+    for name in [name for name in os.environ if name.startswith(("OMPI_MCA_", "SLURM_"))]:
+        monkeypatch.delenv(name)
+    for name, value in ours.items():
+        monkeypatch.setenv(name, value)
+    alone, allocated, spread = (launch_environment(hosts) for hosts in (0, 1, 2))
+    for found in (alone, allocated, spread):
+        assert not {"PMIX_RANK", "PMI_FD", "OMPI_COMM_WORLD_RANK", "HYDI_CONTROL_FD"} & set(found)
+        assert found["PMIX_MCA_gds"] == "hash"
+        assert found["HYDRA_LAUNCHER"] == "ssh"
+        assert found["OMPI_MCA_btl"] == "tcp"
+        assert found["OMPI_MCA_osc"] == "^ucx"
+    assert "SLURM_JOB_ID" not in alone, "PRRTE would take the hosts of Slurm's job"
+    assert allocated["SLURM_JOB_ID"] == spread["SLURM_JOB_ID"] == "7"
+    assert alone["OMPI_MCA_pml"] == allocated["OMPI_MCA_pml"] == "ob1"
+    assert "OMPI_MCA_pml" not in spread, "a fast network may need another one"
+    monkeypatch.setenv("OMPI_MCA_pml", "ucx")
+    assert launch_environment()["OMPI_MCA_pml"] == "ucx", "as the user wished"

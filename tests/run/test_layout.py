@@ -232,8 +232,8 @@ def test_learners_that_act_are_fed_by_nobody() -> None:
         (4, 0, {"actors": 0, "servers": 4}, ["servers=4", "add up to 5"]),
         (8, 0, {"learners": 1, "actors": 2}, ["add up to 3", "-n 3", "leave out"]),
         (8, 0, {"learners": 1, "servers": 1, "actors": 7}, ["add up to 9", "-n 9"]),
-        (8, 2, {"learners": 3}, ["learners=3", "only 2", "NCCL", "1 to 2", "hide the GPUs"]),
-        (8, 2, {"actors": 0}, ["learners=8", "only 2", "hide the GPUs"]),
+        (8, 2, {"learners": 3}, ["learners=3", "only 2", "NCCL", "1 to 2", "--device cpu"]),
+        (8, 2, {"actors": 0}, ["learners=8", "only 2", "--device cpu"]),
         (8, {"b": 4}, {}, ["rank 0", "'a'", "no GPU", "start rank 0 on a GPU"]),
     ],
 )

@@ -7,7 +7,6 @@ import contextlib
 import faulthandler
 import io
 import math
-import os
 import signal
 import sys
 import time
@@ -20,7 +19,7 @@ from drl_mpi.errors import EXIT_OK, EXIT_USAGE, UsageError
 from drl_mpi.run.doctor import library, look, report, survey
 from drl_mpi.run.doctor.checks import judge
 from drl_mpi.run.doctor.facts import Launch, Launcher, Mpirun, Survey
-from drl_mpi.run.launcher import supervise
+from drl_mpi.run.launcher import StopSignals
 
 START_S = 180.0
 """Seconds that MPI may take to bring all ranks together: some may import slowly at first."""
@@ -28,8 +27,6 @@ FORWARD_S = 0.2
 """Seconds that a launcher gets to show the table before the abort's notice overtakes it."""
 LAST_WORD_S = 2.0
 """Seconds that other ranks leave the first one to say what is wrong with the command line."""
-NOWHERE = Path(os.devnull) / "STOP"
-"""There is nothing to save, so the first signal ends the ranks."""
 DEFAULT_TIMEOUT_S = 20.0
 
 
@@ -113,7 +110,9 @@ def _over_allocation(words: Sequence[str]) -> int | None:
     given = slurm.allocation()
     if given is None:
         return None
-    code, _ = supervise(slurm.launch_command(given, [sys.argv[0], *words]), NOWHERE)
+    command = slurm.launch_command(given, [sys.argv[0], *words])
+    # There is nothing to save, so the first signal ends the ranks.
+    code = StopSignals().supervise(command, None, hosts=len(given.hosts))
     return 128 - code if code < 0 else code
 
 
