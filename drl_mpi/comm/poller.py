@@ -38,6 +38,8 @@ class SilenceError(RuntimeError):
 class Watch:
     """Notices one stuck rank among many, which a wait for any of them would not.
 
+    It begins with the first look: until then, all of them may have waited for others to load.
+
     Args:
         ranks: to hear from.
         silence_s: seconds without a word after which a rank counts as stuck.
@@ -49,6 +51,7 @@ class Watch:
         self._silence_s = silence_s
         self._clock = clock
         self._heard = dict.fromkeys(ranks, clock())
+        self._looked = False
 
     def heard(self, rank: int) -> None:
         """Notes that something came from a rank, if more is expected of it."""
@@ -62,6 +65,8 @@ class Watch:
     def check(self) -> None:
         """Raises SilenceError for a rank that said nothing for too long."""
         now = self._clock()
+        if not self._looked:
+            self._looked, self._heard = True, dict.fromkeys(self._heard, now)
         silent = [rank for rank, heard in self._heard.items() if now - heard > self._silence_s]
         if silent:
             silent.sort(key=self._heard.__getitem__)  # who was silent first has made others wait

@@ -13,7 +13,6 @@ from drl_mpi.comm.stream import Sender, SpreadSender, StreamSender
 from drl_mpi.roles.actor import Actor
 from drl_mpi.systems.builder import Builder
 from drl_mpi.systems.served import Served
-from drl_mpi.systems.system import yield_cores
 from drl_mpi.systems.tags import TAG_PARAMETERS, TAG_SHARDS, TAG_UNROLLS
 from drl_mpi.updating.servers import is_last
 
@@ -23,7 +22,6 @@ class ActorBuilder(Builder):
 
     def actor(self) -> Actor:
         """The actor, ready to run."""
-        yield_cores(self.layout, self.place)
         rng = self.acting_rng()
         parameters, sender = self.config.make_parameters(self), self._sender()
         acting = LocalActing(self.net, parameters, self.poller, self.config.choose(self), rng)

@@ -10,7 +10,7 @@ from drl_mpi.comm.world import World
 from drl_mpi.roles.asking_actor import AskingActor
 from drl_mpi.run.layout import Layout
 from drl_mpi.systems.central import Central
-from drl_mpi.systems.system import Prepared, yield_cores
+from drl_mpi.systems.system import Prepared
 from drl_mpi.systems.tags import TAG_REQUESTS
 
 SPIN_S = 2e-3
@@ -22,7 +22,6 @@ def ask(
 ) -> AskingActor:
     """The actor, ready to run."""
     place = layout.ranks[world.rank]
-    yield_cores(layout, place)
     poller.be_brisk(SPIN_S)
     size = config.group_envs
 

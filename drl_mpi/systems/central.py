@@ -13,11 +13,9 @@ if TYPE_CHECKING:
     from drl_mpi.acting.tuner import Setting
     from drl_mpi.comm.poller import Poller
     from drl_mpi.comm.world import World
-    from drl_mpi.roles.actor import Actor
-    from drl_mpi.roles.asking_actor import AskingActor
     from drl_mpi.systems.learner_builder import LearnerBuilder
     from drl_mpi.systems.supply import Supply
-    from drl_mpi.systems.system import Prepared
+    from drl_mpi.systems.system import Prepared, Ready
 
 COLUMNS = (
     "pps",
@@ -95,10 +93,8 @@ class Central(System):
             max(self.max_predictors, self.predictors), max(self.max_trainers, self.trainers), actors
         )
 
-    def make_actor(
-        self, world: World, layout: Layout, prepared: Prepared, poller: Poller
-    ) -> Actor | AskingActor:
-        """One without a network, if its actions are chosen centrally."""
+    def make_actor(self, world: World, layout: Layout, prepared: Prepared, poller: Poller) -> Ready:
+        """With central acting, one without a network."""
         if not self.central:
             return super().make_actor(world, layout, prepared, poller)
         from drl_mpi.systems.asking import ask
@@ -106,7 +102,7 @@ class Central(System):
         return ask(self, world, layout, prepared, poller)
 
     def make_supply(self, builder: LearnerBuilder) -> Supply:
-        """Here, if actions are chosen here."""
+        """With central acting, lanes that this learner fills itself."""
         if not self.central:
             return super().make_supply(builder)
         from drl_mpi.systems.service import Service

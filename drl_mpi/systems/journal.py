@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from drl_mpi.roles.info import Summary
 from drl_mpi.run.checkpoint import Checkpoints
 from drl_mpi.run.checkpoint_parts import PARTS
 from drl_mpi.run.folder import RunFolder
-from drl_mpi.run.launcher import STOP_SIGNALS, display_width
+from drl_mpi.run.launcher import StopSignals, display_width
 from drl_mpi.run.meters import Metrics
 from drl_mpi.run.metrics import ProgressLog
 from drl_mpi.run.progress import Progress
@@ -36,6 +35,7 @@ class RunJournal:
 
     Args:
         folder: prepared.
+        signals: of this process; one that came is a wish to stop.
         config: stored in every checkpoint.
         columns: of the system, beyond the standard ones.
         action_repeat: frames per step.
@@ -51,6 +51,7 @@ class RunJournal:
     def __init__(
         self,
         folder: RunFolder,
+        signals: StopSignals,
         config: Mapping[str, Any],
         columns: Sequence[str],
         *,
@@ -67,6 +68,7 @@ class RunJournal:
         self.out_of_time = False
         """Whether ``max_minutes`` are over."""
         self._folder = folder
+        self._signals = signals
         self._config = config
         self._repeat = action_repeat
         self._log_s = log_seconds
@@ -87,12 +89,10 @@ class RunJournal:
         self._news = False
         now = clock()
         self._shown_at = self._logged_at = self._saved_at = self._looked_at = now
-        self._signalled = self._stop_file = False
+        self._stop_file = False
         self._version = self._steps = 0
         self._saved = self._checkpoints.latest()
         self._row_logged: dict[str, float] = {}
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._on_signal)
 
     def restore(self, state: Mapping[str, Any] | None, steps: int = 0) -> None:
         """Continues the curves from a checkpoint, or starts them empty.
@@ -115,7 +115,7 @@ class RunJournal:
             self._looked_at = now
             self._stop_file = self._folder.stop_requested()
         self.out_of_time = bool(self._max_s) and self._logged.time_s >= self._max_s
-        stop = self._signalled or self._stop_file or self.out_of_time
+        stop = self._signals.came > 0 or self._stop_file or self.out_of_time
         return now - self._saved_at >= self._checkpoint_s, stop
 
     def update(
@@ -213,7 +213,3 @@ class RunJournal:
             updates=self._version,
             version=self._version,
         )
-
-    def _on_signal(self, _signum: int, _frame: object) -> None:
-        # Only a note: the loop looks at it between updates.
-        self._signalled = True

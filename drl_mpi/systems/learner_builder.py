@@ -1,9 +1,8 @@
-"""Puts together a learner, as its system chooses its parts."""
+"""The parts that a learner is put together from, as its system chooses them."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -23,16 +22,10 @@ from drl_mpi.experience.rng import make_rng
 from drl_mpi.experience.transitions import TransitionBatch
 from drl_mpi.experience.unroll_replay import UnrollReplay
 from drl_mpi.roles.info import WIDTH
-from drl_mpi.roles.learner import Learner, Rhythm
-from drl_mpi.run.checkpoint import load
-from drl_mpi.run.folder import RunFolder
 from drl_mpi.run.layout import Layout
 from drl_mpi.systems.builder import Builder
-from drl_mpi.systems.inspection import metrics_of
-from drl_mpi.systems.journal import RunJournal
-from drl_mpi.systems.own_part import OwnPart
 from drl_mpi.systems.served import Served
-from drl_mpi.systems.system import Prepared, System, stored
+from drl_mpi.systems.system import Prepared, System, patient
 from drl_mpi.systems.tags import TAG_REPORTS, TAG_SHARDS
 from drl_mpi.updating.allreduce import AllReduceUpdating
 from drl_mpi.updating.collectives import Choice, make_gradient_sum
@@ -51,7 +44,7 @@ PRIORITY_EPSILON = 1e-6
 
 
 class LearnerBuilder(Builder):
-    """A learner's rank.
+    """A learner's rank. Its making is collective over the learners.
 
     Args:
         config, world, layout, prepared, poller: see ``Builder``.
@@ -75,59 +68,9 @@ class LearnerBuilder(Builder):
         self.flat = nets.FlatParameters(self.net)
         self.sources = config.actors_of(world.rank, layout)
         """Ranks whose unrolls come here; none if this learner acts for itself."""
-        self.updating: Updating
+        self.updating = config.make_updating(self)
+        """Made first: what is made after it, the supply and the source, may use it."""
         self.supply = config.make_supply(self)
-
-    def learn(self) -> bool:
-        """Plays a learner to the end of the run. Returns whether that is complete."""
-        config, group, supply = self.config, self.group, self.supply
-        self.updating = updating = config.make_updating(self)
-        loss = config.make_loss(self.net, self.flat)
-        source = config.make_source(self)
-        training = supply.training(source, loss)
-        journal = self._journal() if group.rank == 0 else None
-        own, saved, metrics = OwnPart(config, self.prepared, group.rank), None, None
-        if self.prepared.checkpoint:
-            state = load(self.prepared.checkpoint)
-            updating.restore(state)
-            own.restore(state, source, loss, updating)
-            saved, metrics = own.saved(state), metrics_of(state)
-        else:
-            updating.start()
-        if journal:
-            journal.restore(metrics, updating.steps)
-        period = config.updates_per_round(self.layout) if config.lockstep else 0
-        rhythm = Rhythm(
-            save_every=period * config.checkpoint_unrolls,
-            publish_every=period if supply.by_rounds else 0,
-        )
-        learner = Learner(
-            self.flat,
-            source,
-            loss,
-            training,
-            updating,
-            supply.publisher,
-            self.poller,
-            rhythm,
-            journal,
-            group,
-            own.keep,
-            self._gauges,
-            saved,
-        )
-        # Ranks load for seconds; without this the first one there would learn alone.
-        group.meet(self.poller, "the other learners to start")
-        complete = learner.run()
-        if journal:
-            complete = complete or journal.out_of_time
-            journal.finish(complete)
-        return complete
-
-    def _gauges(self, version: int, steps: int) -> dict[str, float]:
-        """See ``Learner.gauges``."""
-        numbers = self.config.gauges(version, steps * self.prepared.spec.action_repeat)
-        return numbers | self.supply.gauges()
 
     @property
     def learning_rate(self) -> Callable[[int], float]:
@@ -158,6 +101,8 @@ class LearnerBuilder(Builder):
         )
         if self.group.size == 1:
             return local
+        # To connect is for those who are there, and others may still load torch.
+        self.group.meet(patient(self.config), "the other learners to load")
         sums = make_gradient_sum(gradient_sum, self.group, self.device, self.poller)
         return AllReduceUpdating(local, self.group, sums, self.poller, WIDTH)
 
@@ -266,26 +211,3 @@ class LearnerBuilder(Builder):
             return ReportsReceived(receiver, self.poller, self.config.lockstep)
         sender = StreamSender(comm, learners[0], record, REPORTS_DEPTH, TAG_REPORTS)
         return ReportsSent(sender, at_once=self.config.lockstep)
-
-    def _journal(self) -> RunJournal:
-        config, prepared = self.config, self.prepared
-        folder = RunFolder(config.path)
-        folder.write_layout(self.layout.table())
-        print(self.layout.table(), flush=True)
-        for path, reason in prepared.skipped:
-            print(f"passed over {path}: {reason}", file=sys.stderr, flush=True)
-        if prepared.checkpoint:
-            print(f"going on from {prepared.checkpoint}", flush=True)
-        return RunJournal(
-            folder,
-            stored(config),
-            (*config.columns, *self.supply.columns),
-            action_repeat=prepared.spec.action_repeat,
-            total_frames=config.total_frames,
-            checkpoint_minutes=config.checkpoint_minutes,
-            log_seconds=config.log_seconds,
-            max_minutes=config.max_minutes,
-            restarts=prepared.restarts,
-            skipped=prepared.skipped,
-            status=self.supply.status,
-        )

@@ -6,10 +6,14 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from drl_mpi.experience.source import Source
+from drl_mpi.roles.learner import Mark
+from drl_mpi.roles.loss import Loss
 from drl_mpi.run.checkpoint import CheckpointError, Checkpoints, load
 from drl_mpi.run.checkpoint_parts import PARTS, part_path
 from drl_mpi.run.folder import RunFolder
 from drl_mpi.systems.system import Prepared, System
+from drl_mpi.updating.protocol import Updating
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +33,7 @@ class OwnPart:
         self._checkpoints = RunFolder(config.path).checkpoints
         self._name = f"learner-{index}-"
 
-    def keep(self, mark: tuple[int, int], state: Mapping[str, Any]) -> str:
+    def keep(self, mark: Mark, state: Mapping[str, Any]) -> str:
         """See ``Learner.keep``."""
         steps, version = mark
         # Several updates may share a count of steps: each save has parts of its own.
@@ -37,24 +41,26 @@ class OwnPart:
         frames = steps * self._prepared.spec.action_repeat
         return f"{name} {Checkpoints(self._checkpoints).save_part(frames, name, state)}"
 
-    def saved(self, state: Mapping[str, Any]) -> tuple[int, int] | None:
+    def saved(self, state: Mapping[str, Any]) -> Mark | None:
         """The mark of a checkpoint, if it is this run's own: it need not be written again."""
         checkpoint = self._prepared.checkpoint
         if checkpoint is None or checkpoint.parent != self._checkpoints:
             return None
         return int(state["counters"]["steps"]), int(state["counters"]["version"])
 
-    def restore(self, state: Mapping[str, Any], source: Any, loss: Any, updating: Any) -> None:
-        """Gives source, loss and updating back what they kept.
+    def restore(
+        self, state: Mapping[str, Any], source: Source[Any], loss: Loss[Any], updating: Updating
+    ) -> None:
+        """Gives source, loss and updating back what they kept, as far as this learner has a part.
 
         Args:
-            state: of the checkpoint.
-            source: whatever ``System.make_source`` made.
-            loss: whatever ``System.make_loss`` made.
-            updating: whatever ``System.make_updating`` made.
+            state: of the checkpoint; from it the source takes its actors' RNGs.
+            source: gets its replay.
+            loss: gets what it remembers.
+            updating: gets its keepsakes; ``updating.restore`` is left to the caller.
 
         Raises:
-            CheckpointError: for a part that lacks something.
+            CheckpointError: for a part that cannot be read, or lacks something.
         """
         checkpoint = self._prepared.checkpoint
         assert checkpoint is not None

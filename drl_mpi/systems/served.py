@@ -14,8 +14,11 @@ from drl_mpi.updating.shard_optimizers import ShardOptimizer, make_shard_optimiz
 
 if TYPE_CHECKING:
     from drl_mpi.acting.parameters import Parameters
+    from drl_mpi.comm.poller import Poller
+    from drl_mpi.comm.world import World
     from drl_mpi.systems.actor_builder import ActorBuilder
     from drl_mpi.systems.learner_builder import LearnerBuilder
+    from drl_mpi.systems.system import Prepared, Ready
     from drl_mpi.updating.protocol import Updating
 
 COLUMNS = (
@@ -73,6 +76,14 @@ class Served(System):
     def make_parameters(self, builder: ActorBuilder) -> Parameters:
         """From the servers."""
         return builder.pull(self)
+
+    def make_server(
+        self, world: World, layout: Layout, prepared: Prepared, poller: Poller
+    ) -> Ready:
+        """See ``System.make_server``. Loads no torch."""
+        from drl_mpi.systems.serving import Serving
+
+        return Serving(self, world, layout, prepared, poller)
 
     def check(self) -> None:
         """See ``RunConfig.check``."""

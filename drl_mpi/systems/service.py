@@ -19,7 +19,9 @@ from drl_mpi.comm.exchange import ExchangeServer
 from drl_mpi.comm.parameters import Publisher
 from drl_mpi.comm.poller import Bell
 from drl_mpi.comm.stream import Receiver
+from drl_mpi.experience.queue import UnrollQueue
 from drl_mpi.experience.rng import make_rng
+from drl_mpi.experience.source import Source
 from drl_mpi.nets import FlatParameters
 from drl_mpi.roles.loss import Loss
 from drl_mpi.roles.training import TrainerThreads
@@ -128,8 +130,27 @@ class Service:
         """See ``Supply``: lanes are where unrolls are written."""
         return self._acting
 
-    def training(self, source: Any, loss: Any) -> TrainerThreads[Any]:  # noqa: ARG002
-        """Trainers, each with a network and a loss of its own."""
+    def training(self, source: Source[Any], loss: Loss[Any]) -> TrainerThreads[Any]:
+        """Trainers, each with a network and a loss of its own.
+
+        Args:
+            source: of the batches; must be an ``UnrollQueue``.
+            loss: the learner's, which no trainer uses; must be one that remembers nothing.
+
+        Raises:
+            TypeError: for others.
+        """
+        if not isinstance(source, UnrollQueue):
+            raise TypeError(
+                f"make_source made a {type(source).__name__}, whose batches must be waited for; "
+                "central acting has several at a time and waits for none: use builder.queue()"
+            )
+        if loss.state():
+            raise TypeError(
+                f"make_loss made a {type(loss).__name__}, which remembers {sorted(loss.state())}; "
+                "with central acting every trainer has a loss of its own, which no checkpoint "
+                "has: use a PureLoss"
+            )
         self._training = TrainerThreads(
             source,
             self._trainer,

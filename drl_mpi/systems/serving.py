@@ -11,7 +11,7 @@ from drl_mpi.comm.world import World
 from drl_mpi.roles.server import Server
 from drl_mpi.run.layout import Layout
 from drl_mpi.systems.served import Served
-from drl_mpi.systems.system import Prepared, System
+from drl_mpi.systems.system import Prepared
 from drl_mpi.systems.tags import TAG_SHARDS
 from drl_mpi.updating import kernels
 from drl_mpi.updating.shard import Shard
@@ -19,22 +19,36 @@ from drl_mpi.updating.shard import Shard
 log = logging.getLogger(__name__)
 
 
-def serve(config: System, world: World, layout: Layout, prepared: Prepared, poller: Poller) -> None:
-    """Serves until all learners and actors have left."""
-    assert isinstance(config, Served)
-    low, high = split(prepared.size, len(layout.servers))[layout.ranks[world.rank].index]
-    clients = (*layout.learners, *layout.actors)
-    endpoint = ShardServer(world.comm, clients, high - low, poller, TAG_SHARDS)
-    log.info(
-        "shard %d to %d of %d parameters, %s in %s",
-        low, high, prepared.size, config.optimizer, kernels.implementation(),
-    )  # fmt: skip
-    shard = Shard(config.make_shard_optimizer(high - low), config.staleness_limit(layout))
-    order = service_order(config, layout, prepared) if config.lockstep else None
-    Server(endpoint, shard, poller, order).run()
+class Serving:
+    """A parameter server's rank, ready to run.
+
+    Args:
+        config: the system.
+        world, layout, prepared: as ``System.play`` has them.
+        poller: of this rank.
+    """
+
+    def __init__(
+        self, config: Served, world: World, layout: Layout, prepared: Prepared, poller: Poller
+    ) -> None:
+        low, high = split(prepared.size, len(layout.servers))[layout.ranks[world.rank].index]
+        clients = (*layout.learners, *layout.actors)
+        log.info(
+            "shard %d to %d of %d parameters, %s in %s",
+            low, high, prepared.size, config.optimizer, kernels.implementation(),
+        )  # fmt: skip
+        self._endpoint = ShardServer(world.comm, clients, high - low, poller, TAG_SHARDS)
+        self._shard = Shard(config.make_shard_optimizer(high - low), config.staleness_limit(layout))
+        self._order = service_order(config, layout, prepared) if config.lockstep else None
+        self._poller = poller
+
+    def run(self) -> None:
+        """Serves until all learners and actors have left."""
+        # Made here, since from its making on it counts how long its clients are silent.
+        Server(self._endpoint, self._shard, self._poller, self._order).run()
 
 
-def service_order(config: System, layout: Layout, prepared: Prepared) -> Iterator[int]:
+def service_order(config: Served, layout: Layout, prepared: Prepared) -> Iterator[int]:
     """Lock-step: who is served after whom. Everybody asks in the same order in every run.
 
     At the start and after every checkpoint all learners pull, then all actors. A round is one

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from drl_mpi.acting.local import SharedActing
 from drl_mpi.comm.parameters import ParameterPublisher, Publisher
 from drl_mpi.comm.stream import Receiver, StreamReceiver
+from drl_mpi.experience.source import Source
 from drl_mpi.roles.bundle import OwnUnrolls
+from drl_mpi.roles.loss import Loss
 from drl_mpi.roles.training import OwnTraining, Training
 from drl_mpi.systems.tags import TAG_PARAMETERS, TAG_UNROLLS
 
@@ -31,8 +33,13 @@ class Supply(Protocol):
         """What brings the unrolls."""
         ...
 
-    def training(self, source: Any, loss: Any) -> Training[Any]:
-        """What makes gradients of ``source``'s batches."""
+    def training(self, source: Source[Any], loss: Loss[Any]) -> Training[Any]:
+        """What makes gradients.
+
+        Args:
+            source: of the batches.
+            loss: what is minimised, by the learner's own network; a checkpoint has its state.
+        """
         ...
 
     def gauges(self) -> dict[str, float]:
@@ -79,7 +86,7 @@ class LocalSupply:
         unroller = builder.unroller(acting, rng, lambda: None)
         return OwnUnrolls(unroller, builder.shape, builder.world.rank, rng)
 
-    def training(self, source: Any, loss: Any) -> Training[Any]:
+    def training(self, source: Source[Any], loss: Loss[Any]) -> Training[Any]:
         """In the learner's own thread."""
         builder = self._builder
         return OwnTraining(builder.flat, source, loss, builder.updating, builder.poller)

@@ -1,7 +1,8 @@
 """What all systems share: a config that checks itself, and plays each rank's role.
 
-Nothing here loads torch: a parameter server's rank stops at `serving`. Learners and actors go on to
-`actor_builder` and `learner_builder`, which put the rooms together as the system chooses them.
+Nothing here loads torch. A parameter server's rank stops at `serving`, that of an actor without a
+network at `asking`: neither needs it. Other actors and learners go on to `actor_builder` and
+`learner_builder`, which put the rooms together as the system chooses them.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from drl_mpi.comm.poller import SILENCE_S, Poller
-from drl_mpi.comm.world import World
+from drl_mpi.comm.world import Group, World
 from drl_mpi.errors import EXIT_OK, EXIT_STOPPED, UsageError
 from drl_mpi.run.folder import RunFolder
 from drl_mpi.run.gpus import visible_gpus
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from drl_mpi.envs import EnvSpec
     from drl_mpi.experience.source import Source
     from drl_mpi.nets import FlatParameters, Network
-    from drl_mpi.roles.actor import Actor
-    from drl_mpi.roles.asking_actor import AskingActor
     from drl_mpi.roles.loss import Loss
     from drl_mpi.systems.actor_builder import ActorBuilder
     from drl_mpi.systems.builder import Builder
@@ -63,6 +62,14 @@ class Prepared:
     """Rank -> state of its action RNG."""
     skipped: tuple[tuple[Path, str], ...] = ()
     """Newer checkpoints that are damaged, and why."""
+
+
+class Ready(Protocol):
+    """A rank's role with all that is slow behind it: it waits only for the other ranks."""
+
+    def run(self) -> bool | None:
+        """Plays it to the end. A learner returns whether the run is complete."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,19 +110,39 @@ class System(RunConfig):
         """Where an actor with a network gets its parameters from."""
         return builder.subscribe()
 
-    def make_actor(
-        self, world: World, layout: Layout, prepared: Prepared, poller: Poller
-    ) -> Actor | AskingActor:
-        """An actor, ready to run."""
-        from drl_mpi.systems.actor_builder import ActorBuilder
-
-        return ActorBuilder(self, world, layout, prepared, poller).actor()
-
     def make_supply(self, builder: LearnerBuilder) -> Supply:
         """Where a learner's unrolls come from."""
         from drl_mpi.systems.supply import LocalSupply
 
         return LocalSupply(builder)
+
+    def make_server(
+        self, world: World, layout: Layout, prepared: Prepared, poller: Poller
+    ) -> Ready:
+        """A parameter server's rank. See ``Served``.
+
+        Raises:
+            NotImplementedError: for a system without parameter servers.
+        """
+        raise NotImplementedError(
+            f"{self.name} has no parameter servers, but rank {world.rank} should be one: extend "
+            "Served, or ask for none in wanted()"
+        )
+
+    def make_actor(self, world: World, layout: Layout, prepared: Prepared, poller: Poller) -> Ready:
+        """An actor's rank."""
+        from drl_mpi.systems.actor_builder import ActorBuilder
+
+        return ActorBuilder(self, world, layout, prepared, poller).actor()
+
+    def make_learner(
+        self, world: World, layout: Layout, prepared: Prepared, poller: Poller, group: Group
+    ) -> Ready:
+        """A learner's rank. Collective over the learners, ``group``."""
+        from drl_mpi.systems.learner_builder import LearnerBuilder
+        from drl_mpi.systems.learning import Learning
+
+        return Learning(LearnerBuilder(self, world, layout, prepared, poller, group))
 
     @property
     def head(self) -> str:
@@ -273,27 +300,24 @@ class System(RunConfig):
                 signal.signal(number, signal.SIG_IGN)
         if place.gpu is None:  # a library that looks at a GPU takes some of its memory
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        complete, together = False, "the other ranks to load"
-        loading = Poller(max(self.silence_timeout, SILENCE_S))
-        # Ranks load for seconds, or minutes from a slow disk: nobody's silence counts before.
-        if place.role is Role.SERVER:
-            from drl_mpi.systems.serving import serve
-
-            world.meet(loading, together)
-            serve(self, world, layout, prepared, poller)
-        elif group is not None:
-            from drl_mpi.systems.learner_builder import LearnerBuilder
-
-            learner = LearnerBuilder(self, world, layout, prepared, poller, group)
-            world.meet(loading, together)
-            complete = learner.learn()
+        ready: Ready
+        if group is not None:
+            ready = self.make_learner(world, layout, prepared, poller, group)
+        elif place.role is Role.SERVER:
+            ready = self.make_server(world, layout, prepared, poller)
         else:
-            actor = self.make_actor(world, layout, prepared, poller)
-            world.meet(loading, together)
-            actor.run()
+            yield_cores(layout, place)  # first, since threads keep the niceness they start with
+            ready = self.make_actor(world, layout, prepared, poller)
+        world.meet(patient(self), "the other ranks to load")
+        complete = bool(ready.run())
         complete = world.share_flag(complete, poller, "the first learner to finish")
         log.info("%s", "finished" if complete else "stopped early")
         return EXIT_OK if complete else EXIT_STOPPED
+
+
+def patient(config: System) -> Poller:
+    """Waits for ranks that load: seconds, or minutes from a slow disk. That is no silence."""
+    return Poller(max(config.silence_timeout, SILENCE_S))
 
 
 ACTOR_NICENESS = 5

@@ -119,7 +119,7 @@ class Updating(Protocol):
         ...
 
     def keepsakes(self) -> dict[str, Any]:
-        """What a checkpoint needs of this learner alone."""
+        """What a checkpoint needs of this learner alone; goes to ``restore_keepsakes``."""
         ...
 
     def state(self) -> dict[str, Any]:
@@ -127,15 +127,25 @@ class Updating(Protocol):
         ...
 
     def start(self) -> None:
-        """Goes on from the network as it was made: where nothing is restored."""
+        """Goes on from the network as it was made: where nothing is restored.
+
+        Exactly one of this and ``restore`` is called, once, before the first ``pull``, when all
+        ranks have met: parameter servers listen then.
+        """
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from ``state``."""
+        """Goes on from ``state``. Called instead of ``start``, see there."""
         ...
 
     def restore_keepsakes(self, kept: Mapping[str, Any]) -> None:
-        """Takes its own out of what this learner kept."""
+        """Takes its own out of what this learner kept.
+
+        Called at most once, before ``restore``; it must not need other ranks, which may still load.
+
+        Raises:
+            KeyError, TypeError, ValueError: for a damaged part.
+        """
         ...
 
     def close(self) -> None:

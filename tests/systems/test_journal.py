@@ -10,6 +10,7 @@ import pytest
 from drl_mpi.roles.info import Summary
 from drl_mpi.run.checkpoint import load
 from drl_mpi.run.folder import RunFolder
+from drl_mpi.run.launcher import STOP_SIGNALS, StopSignals
 from drl_mpi.run.metrics import read_progress
 from drl_mpi.systems.journal import LOG_EVERY_S, LOOK_EVERY_S, RunJournal
 
@@ -21,7 +22,7 @@ STEPS = 10
 
 @pytest.fixture(autouse=True)
 def _restore_signals():
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+    numbers = STOP_SIGNALS
     before = [signal.getsignal(number) for number in numbers]
     yield
     for number, handler in zip(numbers, before, strict=True):
@@ -50,8 +51,10 @@ def make(tmp_path):
     def run(steps=0, *, max_minutes=0.0, checkpoint_minutes=5.0, state=None, restarts=0):
         folder, clock = RunFolder(tmp_path), Clock()
         folder.prepare()
+        signals = StopSignals()
+        signals.listen(*STOP_SIGNALS)
         journal = RunJournal(
-            folder, {"env": "x"}, COLUMNS, action_repeat=4, total_frames=10_000,
+            folder, signals, {"env": "x"}, COLUMNS, action_repeat=4, total_frames=10_000,
             checkpoint_minutes=checkpoint_minutes, max_minutes=max_minutes, restarts=restarts,
             clock=clock,
         )  # fmt: skip
