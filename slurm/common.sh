@@ -26,7 +26,7 @@ export DRL_MPI_WARNED=
 trap 'DRL_MPI_WARNED=yes' USR2
 
 # What sbatch copied from where it was called, say a shell of srun's: this is none of its ranks.
-unset "${!PMI_@}" "${!OMPI_COMM_@}" "${!SLURM_STEP_@}" PMIX_RANK PMIX_NAMESPACE
+unset "${!PMI_@}" "${!OMPI_COMM_@}" "${!SLURM_STEP_@}" PMIX_RANK PMIX_NAMESPACE DRL_MPI_RELAUNCHED
 # Ranks get these variables, even after sbatch --export=NONE.
 export SLURM_EXPORT_ENV=ALL
 
@@ -55,6 +55,8 @@ play() { # play NAME OPTION...: hands this process over to the job, which hears 
         fail "$PYTHON cannot import drl_mpi and mpi4py; install them there: pip install -e ."
     echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, restart ${SLURM_RESTART_COUNT:-0}: $*"
     export DRL_MPI_BATCH=$SLURM_JOB_ID:$$ # this process, which becomes the job and may requeue it
-    trap '' USR2                          # for the moment until the job listens
-    exec "$PYTHON" "$DRL_MPI_HOME/jobs/$1.py" "${@:2}"
+    trap '' USR2
+    local hold=(env --default-signal=USR2 --block-signal=USR2) # a warning waits until the job listens
+    "${hold[@]}" true 2>/dev/null || hold=()                  # coreutils before 8.31: it is lost
+    exec "${hold[@]}" "$PYTHON" "$DRL_MPI_HOME/jobs/$1.py" "${@:2}"
 }

@@ -198,6 +198,7 @@ def _relaunch(job: Job, arguments: Sequence[str], signals: StopSignals) -> int:
         hosts = ["localhost"] * local_layout(core_quota(), gpus, **wanted)
     else:
         requeue.most_requeues()  # to be refused now rather than when it is needed
+        requeue.check_batch(given)
         wanted = job.wanted(given.ranks)
         hosts = given.rank_hosts
         if unseen := job.uses_gpus and slurm.unseen_gpus(gpus):
@@ -217,7 +218,12 @@ def _relaunch(job: Job, arguments: Sequence[str], signals: StopSignals) -> int:
         return EXIT_STOPPED
     folder.prepare()
     try:
-        folder.lock()  # a STOP in there may be meant for a job that still runs
+        # A STOP in there may be meant for a job that still runs.
+        if given is None:
+            folder.lock()
+        elif not requeue.lock_again(given, folder, signals):
+            ending = requeue.Ending(1, requeue.newest_checkpoint(folder), began=False)
+            return requeue.conclude(given, ending, folder)
         folder.clear_stop()  # here, before Ctrl-C may touch it, not in the ranks
         folder.unlock()
     except OSError as error:

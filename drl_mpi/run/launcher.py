@@ -130,7 +130,10 @@ def mpirun_command(ranks: int, argv: Sequence[str]) -> list[str]:
 
 
 class StopSignals:
-    """Signals as wishes: the first one asks the run to save and stop, the second ends it."""
+    """Signals as wishes: the first one asks the run to save and stop, a second one ends it.
+
+    Only a user's second one does: a scheduler may repeat its warning while the run is saved.
+    """
 
     def __init__(self) -> None:
         self.came = 0
@@ -138,9 +141,10 @@ class StopSignals:
         self._launcher: subprocess.Popen[bytes] | None = None
 
     def listen(self, *numbers: signal.Signals) -> None:
-        """Takes note of these from now on."""
+        """Takes note of these from now on; not of a lost terminal if nohup said so."""
         for number in numbers:
-            signal.signal(number, self._take)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._take)
 
     def supervise(self, command: Sequence[str], stop_file: Path | None, *, hosts: int) -> int:
         """Runs a launcher's command to its end and returns its exit code.
@@ -182,12 +186,12 @@ class StopSignals:
             # A scheduler's warning that comes too late would end this process.
             signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
-    def _take(self, _number: int, _frame: object) -> None:
+    def _take(self, number: int, _frame: object) -> None:
         self.came += 1
-        if self.came > 1 and self._launcher is not None:
-            self._launcher.terminate()
-        else:
+        if self.came == 1:
             self._pass_on()
+        elif number in (signal.SIGINT, signal.SIGTERM) and self._launcher is not None:
+            self._launcher.terminate()
 
     def _pass_on(self) -> None:
         """What goes wrong here must not end this process, and with it the run."""

@@ -28,8 +28,18 @@ WARNED = "DRL_MPI_WARNED"
 """Variable that is not empty if Slurm's warning came while the batch script was still a shell."""
 KILLED_WITHIN_S = 60.0
 """Seconds within which Slurm ends a job that it has put back into the queue."""
-TRIES, PAUSE_S, ANSWER_S = 4, 10.0, 60.0
-"""A busy controller is asked again: so often, so many seconds later; and is waited for."""
+TRIES, PAUSE_S, ANSWER_S = 24, 10.0, 60.0
+"""A controller that does not answer is asked again: so often, so many seconds later. It may be
+restarted, or replaced (SlurmctldTimeout, 2 minutes by default), and the warning leaves 5."""
+LOCKED_S, LOOK_S = 600.0, 2.0
+"""Seconds for which a job that came back waits for its folder, and between looks."""
+
+UNKNOWN = "unknown"
+BUSY = (
+    "timed out", "Unable to contact", "try again", "Zero Bytes", "standby", "refused", "Connection",
+    "connection", "not responding", "temporarily",
+)  # fmt: skip
+"""Words of a controller that should be asked again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +63,47 @@ def early_signals(environment: Mapping[str, str] = os.environ) -> StopSignals:
     if environment.get(BATCH, "").partition(":")[2] == str(os.getpid()):
         signals.came = int(bool(environment.get(WARNED)))
         signals.listen(signal.SIGUSR2)
+        # What came since the script's last look is held back until now (slurm/common.sh).
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
     return signals
+
+
+def check_batch(given: Allocation, environment: Mapping[str, str] = os.environ) -> None:
+    """Says so if a batch script's job is another process, which Slurm's warning does not reach."""
+    job, _, process = environment.get(BATCH, "").partition(":")
+    if job == given.job and process != str(os.getpid()):
+        say(
+            f"job {given.job} hears no warning and will not be requeued: its script is process "
+            f"{process}, this is {os.getpid()}; let PYTHON be a Python itself, and call play last "
+            "and not in ( )"
+        )
+
+
+def lock_again(given: Allocation, folder: RunFolder, signals: StopSignals) -> bool:
+    """Waits for the folder of a job that came back. Returns whether it is locked then.
+
+    A node that Slurm has given up may still play, and a network file system keeps the locks of one
+    that died for a while.
+
+    Raises:
+        UsageError: for a job that starts for the first time: somebody else has its folder.
+    """
+    until = time.monotonic() + LOCKED_S
+    told = False
+    while True:
+        try:
+            folder.lock()
+        except UsageError as error:
+            if given.restarts == 0:
+                raise
+            if not told:
+                say(f"{error}. Job {given.job} came back: it waits for up to {LOCKED_S:.0f} s")
+                told = True
+        else:
+            return True
+        if signals.came or time.monotonic() > until:
+            return False
+        time.sleep(LOOK_S)
 
 
 def conclude(
@@ -70,7 +120,7 @@ def conclude(
     code = ending.code
     if code in (EXIT_OK, EXIT_USAGE) or folder.stopped_by_user():
         return code
-    if not _is_batch(given, environment):
+    if environment.get(BATCH) != f"{given.job}:{os.getpid()}":
         return code  # a command inside somebody's script or shell: the Slurm job is theirs
     record = job_record(given.job)
     newest = newest_checkpoint(folder)
@@ -92,25 +142,15 @@ def conclude(
     return code
 
 
-def _is_batch(given: Allocation, environment: Mapping[str, str]) -> bool:
-    job, _, process = environment.get(BATCH, "").partition(":")
-    if job != given.job:  # none, or that of the job in which sbatch was called
-        return False
-    if process != str(os.getpid()):
-        say(
-            f"job {given.job} is not requeued from here: its script is process {process}, this is "
-            f"{os.getpid()}; let PYTHON be a Python itself, and call play last and not in ( )"
-        )
-        return False
-    return True
-
-
 def _refusal(given: Allocation, record: Mapping[str, str], most: int, *, moved: bool) -> str | None:
     """Why a job is not requeued; ``None`` if it is to be."""
     state, reason = record["JobState"], record["Reason"]
     if state != "RUNNING" and reason != "TimeLimit":
         # Cancelled, and not to be brought back; or requeued already, by Slurm itself.
-        return f"job {given.job} is {state} ({reason}): it is not requeued from here"
+        again = "; submit it again to go on" if state == UNKNOWN else ""
+        return f"job {given.job} is {state} ({reason}): it is not requeued from here{again}"
+    if record.get("Restarts", str(given.restarts)) != str(given.restarts):
+        return f"job {given.job} runs again already, elsewhere: it is not requeued from here"
     preempted = record.get("PreemptTime", "None") not in ("None", "N/A", "Unknown")
     if not moved and not preempted:
         return f"no checkpoint since the start: job {given.job} is not requeued"
@@ -133,7 +173,7 @@ def job_record(job: str) -> dict[str, str]:
                 if equal:
                     record.setdefault(name, value)  # later words may be parts of a comment
     unknown = " ".join(done.stderr.split()) or "scontrol does not tell"
-    return {"JobState": "unknown", "Reason": unknown} | record
+    return {"JobState": UNKNOWN, "Reason": unknown} | record
 
 
 def job_name(job: str, record: Mapping[str, str]) -> str:
@@ -166,7 +206,7 @@ def _scontrol(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def _is_busy(said: str) -> bool:
-    return any(words in said for words in ("timed out", "Unable to contact", "try again"))
+    return any(words in said for words in BUSY)
 
 
 def most_requeues(environment: Mapping[str, str] = os.environ) -> int:

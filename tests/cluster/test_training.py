@@ -173,13 +173,19 @@ def test_slurms_warning_saves_requeues_and_resumes(submit: Submit) -> None:
     run.continuous()
 
 
-def test_a_warning_while_it_loads_is_not_lost(submit: Submit, tmp_path: Path) -> None:
-    """The script is still a shell then, which looks whether its Python can import the package."""
+@pytest.mark.parametrize("when", ["the script is a shell", "Python starts"])
+def test_a_warning_while_it_loads_is_not_lost(submit: Submit, tmp_path: Path, when: str) -> None:
+    """The shell looks whether its Python can import the package, then hands over to it."""
     slow = tmp_path / "slow-python"
     begun = tmp_path / "begun"
     slow.write_text(
-        f'#!/bin/sh\n[ "$1" = -c ] && [ ! -e {begun} ] && touch {begun} && sleep 3\n'
-        f'exec {sys.executable} "$@"\n'
+        f"#!{sys.executable}\n"
+        "import os, pathlib, sys, time\n"
+        f"begun = pathlib.Path({str(begun)!r})\n"
+        f"if (sys.argv[1] == '-c') is {when == 'the script is a shell'} and not begun.exists():\n"
+        "    begun.touch()\n"
+        "    time.sleep(3)\n"
+        f"os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])\n"
     )
     slow.chmod(0o755)
     run = submit("impala", [f"PYTHON={slow}", *TWO_NODES], [*CARTPOLE, "--total-frames", "20000"])

@@ -246,6 +246,27 @@ def test_the_launchers_output_decides_what_a_rank_shows(output, width, outputs, 
         parent.wait()
 
 
+def test_a_repeated_warning_does_not(supervised):
+    """Slurm's, while the run is saved."""
+    job = supervised("ignores")
+    for _ in range(3):
+        job.parent.send_signal(signal.SIGUSR2)
+        wait_for(job.stop.exists, "no STOP")
+        time.sleep(0.1)
+    assert job.child.is_running()
+    assert job.parent.poll() is None
+
+
+def test_nohup_is_respected():
+    code = (
+        "import signal; from drl_mpi.run.launcher import STOP_SIGNALS, StopSignals\n"
+        "StopSignals().listen(*STOP_SIGNALS)\n"
+        "assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN\n"
+        "assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL"
+    )
+    subprocess.run(["nohup", sys.executable, "-c", code], check=True, capture_output=True)
+
+
 def test_what_cannot_be_told_by_a_file_is_told_by_a_signal(tmp_path):
     """A full disk, or one that is gone for a moment, must not cost the run."""
     child = (

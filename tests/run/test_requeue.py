@@ -13,10 +13,13 @@ import pytest
 from drl_mpi.errors import UsageError
 from drl_mpi.run import requeue
 from drl_mpi.run.folder import RunFolder
+from drl_mpi.run.launcher import StopSignals
 from drl_mpi.run.requeue import (
     Ending,
+    check_batch,
     conclude,
     early_signals,
+    lock_again,
     most_requeues,
     newest_checkpoint,
     stopped_while_away,
@@ -113,6 +116,7 @@ def test_nor_a_job_inside_somebody_elses_script(ended, capsys):
         ({"DRL_MPI_BATCH": f"6:{os.getpid()}"}, ""),  # of the job that submitted this one
         ({"DRL_MPI_BATCH": "7:1"}, "its script is process 1, this is"),
     ):
+        check_batch(GIVEN, variables)
         assert ended.conclude(75, variables=variables) == 75
         assert not ended.asked.exists()
         told = capsys.readouterr().err
@@ -247,7 +251,7 @@ def test_a_task_of_an_array_goes_back_alone(ended):
     assert ended.requeued("7_3")
 
 
-@pytest.mark.parametrize(("busy", "goes"), [(3, True), (4, False)])
+@pytest.mark.parametrize(("busy", "goes"), [(23, True), (24, False)])
 def test_a_busy_controller_is_asked_again(ended, programs, busy, goes):
     ended.save(20)
     count = ended.asked.parent / "count"
@@ -260,6 +264,49 @@ def test_a_busy_controller_is_asked_again(ended, programs, busy, goes):
     )
     assert ended.conclude(75) == 75
     assert ended.requeued() is goes
+
+
+def test_one_that_runs_again_elsewhere_is_left_alone(ended, capsys):
+    """Slurm gave up a node that goes on all the same."""
+    ended.save(20)
+    ended.is_now("RUNNING", "None", "Restarts=1")
+    assert ended.conclude(75) == 75
+    assert not ended.asked.exists()
+    assert "runs again already" in capsys.readouterr().err
+
+
+@pytest.fixture
+def locked(ended):
+    """The run folder, in use by another process."""
+    code = (
+        "import sys, time; from drl_mpi.run.folder import RunFolder\n"
+        "RunFolder(sys.argv[1]).lock()\n"
+        "print('locked', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(ended.folder.path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert other.stdout.readline() == "locked\n"
+    yield other
+    other.communicate()
+
+
+def test_a_job_that_came_back_waits_for_its_folder(ended, locked, monkeypatch, capsys):
+    signals, back = StopSignals(), Allocation("7", ("a",), (2,), None, 1)
+    monkeypatch.setattr(requeue, "LOOK_S", 0.01)
+    monkeypatch.setattr(requeue, "LOCKED_S", 0.1)
+    with pytest.raises(UsageError, match="in use by a job that is still running"):
+        lock_again(GIVEN, ended.folder, signals)
+    assert not lock_again(back, ended.folder, signals)
+    assert capsys.readouterr().err.count("Job 7 came back: it waits") == 1
+    monkeypatch.setattr(requeue, "LOCKED_S", 60.0)
+    signals.came = 1
+    assert not lock_again(back, ended.folder, signals), "Slurm does not wait"
+    signals.came = 0
+    locked.communicate()
+    assert lock_again(back, ended.folder, signals)
+    ended.folder.unlock()
 
 
 def test_without_scontrol_the_code_is_the_jobs(ended, monkeypatch, capsys):
@@ -278,5 +325,9 @@ def test_a_warning_before_the_ranks_start_is_kept():
         signal.raise_signal(signal.SIGUSR2)
         assert signals.came == 1
         assert early_signals(BATCH | {"DRL_MPI_WARNED": "yes"}).came == 1
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+        signal.raise_signal(signal.SIGUSR2)
+        assert early_signals(BATCH).came == 1, "held back by slurm/common.sh"
     finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
         signal.signal(signal.SIGUSR2, before)
