@@ -22,7 +22,7 @@ def impala(monkeypatch, tmp_path, tiny):
     """``impala(options)``: up to the point where ranks would start; that is code 42."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["jobs/impala.py"])
-    monkeypatch.setattr(launch, "supervise", lambda _command, _stop: (STARTED, False))
+    monkeypatch.setattr(launch.StopSignals, "supervise", lambda *_, **__: STARTED)
     monkeypatch.setattr(launch, "launched_ranks", lambda: None)
     monkeypatch.setattr(launch.RunFolder, "is_done", lambda _self: False)
 
@@ -173,7 +173,9 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(copy, impala, monkeyp
     copy[-1].write_bytes(copy[-1].read_bytes()[:3000])
     found = []
     monkeypatch.setattr(
-        launch, "supervise", lambda command, _stop: (found.append(command) or STARTED, False)
+        launch.StopSignals,
+        "supervise",
+        lambda _self, command, *_, **__: found.append(command) or STARTED,
     )
     assert impala(SAME).rc == STARTED
     copy[0].write_bytes(b"")

@@ -27,7 +27,7 @@ LAYOUTS = {
 def job(monkeypatch, tmp_path):
     """``job(name, options)``: up to the point where ranks would start; that is code 42."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, "supervise", lambda _command, _stop: (STARTED, False))
+    monkeypatch.setattr(launch.StopSignals, "supervise", lambda *_, **__: STARTED)
     monkeypatch.setattr(launch, "launched_ranks", lambda: None)
     monkeypatch.setattr(launch.RunFolder, "is_done", lambda _self: False)
 
