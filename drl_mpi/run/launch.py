@@ -23,6 +23,7 @@ from drl_mpi.errors import EXIT_OK, EXIT_STOPPED, EXIT_USAGE, UsageError
 from drl_mpi.run import requeue, slurm
 from drl_mpi.run.folder import RunFolder
 from drl_mpi.run.launcher import (
+    LAST_WORD_S,
     RELAUNCHED,
     StopSignals,
     core_quota,
@@ -37,11 +38,6 @@ log = logging.getLogger(__name__)
 FORWARD_S = 0.2
 """Seconds that a launcher gets to show a rank's last words before the abort's notice, which takes
 another way, overtakes them."""
-
-
-LAST_WORD_S = 2.0
-"""Seconds that other ranks leave the first one to say what is wrong: a launcher ends all ranks when
-one ends with an error."""
 
 
 class Job(Protocol):

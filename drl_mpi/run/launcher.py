@@ -30,6 +30,9 @@ KEPT = ("PMIX_MCA_",)
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 """What asks a run to save and stop: the terminal, a scheduler, a lost connection."""
 
+LAST_WORD_S = 2.0
+"""Seconds that other ranks leave the first one to say what is wrong: a launcher ends all ranks when
+one ends with an error."""
 RELAUNCHED = "DRL_MPI_RELAUNCHED"
 """Set for the ranks of a job that relaunched itself: the parent handles STOP before they start."""
 

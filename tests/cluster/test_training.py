@@ -59,6 +59,10 @@ class Run:
             assert time.monotonic() < end, f"{what}\n{self.output}"
             time.sleep(0.05)
 
+    def until_progress(self) -> None:
+        """Waits for the first row of progress.csv."""
+        self.until(lambda: (self.folder / "progress.csv").exists() and self.rows(), "progress")
+
     def checkpoints(self) -> list[str]:
         return sorted(path.name for path in (self.folder / "checkpoints").glob("frames-*.h5"))
 
@@ -158,7 +162,7 @@ def test_gorilla_trains_with_servers_on_two_nodes(submit: Submit) -> None:
 def test_slurms_warning_saves_requeues_and_resumes(submit: Submit) -> None:
     """The signal that ``--signal=B:USR2@300`` asks for, sent by hand: Slurm looks every 30 s."""
     run = submit("impala", TWO_NODES, [*CARTPOLE, "--total-frames", "100000"])
-    run.until(lambda: (run.folder / "progress.csv").exists() and run.rows(), "progress")
+    run.until_progress()
     run.box.client("scancel", "--batch", "--signal=USR2", str(run.job))
     warned = time.monotonic()
     run.until(lambda: run.box.state(run.job) != "RUNNING", "the end after the warning")
@@ -229,7 +233,7 @@ def test_a_killed_node_ends_in_a_requeue_and_a_resumed_run(submit: Submit) -> No
 
 def test_who_touches_stop_is_not_overruled(submit: Submit) -> None:
     run = submit("impala", ["--ntasks-per-node=2"], [*CARTPOLE, "--total-frames", "10000000"])
-    run.until(lambda: (run.folder / "progress.csv").exists() and run.rows(), "progress")
+    run.until_progress()
     (run.folder / "STOP").touch()
     run.box.wait(run.job, "FAILED", timeout=LIMIT_S)
     assert run.box.record(run.job)["ExitCode"] == "75:0"
@@ -240,7 +244,7 @@ def test_who_touches_stop_is_not_overruled(submit: Submit) -> None:
 def test_a_stop_touched_while_it_waits_is_obeyed(submit: Submit) -> None:
     """Beside the one that Slurm's warning left."""
     run = submit("impala", TWO_NODES, [*CARTPOLE, "--total-frames", "10000000"])
-    run.until(lambda: (run.folder / "progress.csv").exists() and run.rows(), "progress")
+    run.until_progress()
     run.box.client("scancel", "--batch", "--signal=USR2", str(run.job))
     run.until(lambda: run.box.state(run.job) == "PENDING", "the requeue")
     (run.folder / "STOP").touch()
@@ -266,7 +270,7 @@ def test_a_preempted_job_comes_back(submit: Submit, launcher: str) -> None:
     run = submit(
         "impala", [f"LAUNCHER={launcher}", *TWO_NODES], [*CARTPOLE, "--total-frames", "60000"]
     )
-    run.until(lambda: (run.folder / "progress.csv").exists() and run.rows(), "progress")
+    run.until_progress()
     every = f"--nodes={len(run.box.node_states())}"
     urgent = run.box.sbatch(
         "--partition=short", every, "--exclusive", "--wrap=sleep 1", cwd=run.where
@@ -290,7 +294,7 @@ def test_where_it_was_submitted_leaves_no_traces(submit: Submit, launcher: str) 
         [f"LAUNCHER={launcher}", *inside, f"--export={','.join(names + own)}", *TWO_NODES],
         [*CARTPOLE, "--total-frames", "60000"],
     )
-    run.until(lambda: (run.folder / "progress.csv").exists() and run.rows(), "progress")
+    run.until_progress()
     run.box.client("scancel", "--batch", "--signal=USR2", str(run.job))
     run.box.wait_restart(run.job, 1, LIMIT_S)
     run.finish()

@@ -19,14 +19,12 @@ from drl_mpi.errors import EXIT_OK, EXIT_USAGE, UsageError
 from drl_mpi.run.doctor import library, look, report, survey
 from drl_mpi.run.doctor.checks import judge
 from drl_mpi.run.doctor.facts import Launch, Launcher, Mpirun, Survey
-from drl_mpi.run.launcher import StopSignals
+from drl_mpi.run.launcher import LAST_WORD_S, StopSignals
 
 START_S = 180.0
 """Seconds that MPI may take to bring all ranks together: some may import slowly at first."""
 FORWARD_S = 0.2
 """Seconds that a launcher gets to show the table before the abort's notice overtakes it."""
-LAST_WORD_S = 2.0
-"""Seconds that other ranks leave the first one to say what is wrong with the command line."""
 DEFAULT_TIMEOUT_S = 20.0
 
 
