@@ -9,14 +9,11 @@ import torch
 
 from drl_mpi import envs, nets
 from drl_mpi.acting.local import Acting
-from drl_mpi.comm.poller import Poller
-from drl_mpi.comm.world import World
 from drl_mpi.experience.rng import make_rng, unpack_rng
 from drl_mpi.experience.unroll import UnrollShape
 from drl_mpi.roles.unroller import Pace, Unroller
-from drl_mpi.run.layout import Layout
 from drl_mpi.systems.network import make_net
-from drl_mpi.systems.system import Prepared, System
+from drl_mpi.systems.system import RankContext, System
 
 
 class Builder:
@@ -24,29 +21,24 @@ class Builder:
 
     Args:
         config: the system.
-        world, layout, prepared: as ``System.play`` has them.
-        poller: of this rank.
+        context: of this rank.
     """
 
-    def __init__(
-        self,
-        config: System,
-        world: World,
-        layout: Layout,
-        prepared: Prepared,
-        poller: Poller,
-    ) -> None:
+    def __init__(self, config: System, context: RankContext) -> None:
         self.config = config
-        self.world = world
-        self.layout = layout
-        self.prepared = prepared
-        self.poller = poller
-        self.place = layout.ranks[world.rank]
+        self.world = context.world
+        self.layout = context.layout
+        self.prepared = context.prepared
+        self.poller = context.poller
+        self.place = context.place
         torch.set_num_threads(self.place.threads)
         nets.keep_freed_memory()
-        self.net = make_net(config, prepared.spec)
+        self.net = make_net(config, self.prepared.spec)
         self.shape = UnrollShape(
-            prepared.spec, config.unroll_length, config.record_envs(layout), self.net.state_shape
+            self.prepared.spec,
+            config.unroll_length,
+            config.record_envs(self.layout),
+            self.net.state_shape,
         )
 
     @property

@@ -11,11 +11,9 @@ from drl_mpi.systems.system import System
 
 if TYPE_CHECKING:
     from drl_mpi.acting.tuner import Setting
-    from drl_mpi.comm.poller import Poller
-    from drl_mpi.comm.world import World
     from drl_mpi.systems.learner_builder import LearnerBuilder
     from drl_mpi.systems.supply import Supply
-    from drl_mpi.systems.system import Prepared, Ready
+    from drl_mpi.systems.system import RankContext, Ready
 
 COLUMNS = (
     "pps",
@@ -93,13 +91,13 @@ class Central(System):
             max(self.max_predictors, self.predictors), max(self.max_trainers, self.trainers), actors
         )
 
-    def make_actor(self, world: World, layout: Layout, prepared: Prepared, poller: Poller) -> Ready:
+    def make_actor(self, context: RankContext) -> Ready:
         """With central acting, one without a network."""
         if not self.central:
-            return super().make_actor(world, layout, prepared, poller)
+            return super().make_actor(context)
         from drl_mpi.systems.asking import ask
 
-        return ask(self, world, layout, prepared, poller)
+        return ask(self, context)
 
     def make_supply(self, builder: LearnerBuilder) -> Supply:
         """With central acting, lanes that this learner fills itself."""

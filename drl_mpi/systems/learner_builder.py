@@ -10,10 +10,9 @@ import numpy as np
 import torch
 
 from drl_mpi import nets
-from drl_mpi.comm.poller import Poller
 from drl_mpi.comm.shards import ShardClient
 from drl_mpi.comm.stream import StreamReceiver, StreamSender
-from drl_mpi.comm.world import Group, World
+from drl_mpi.comm.world import Group
 from drl_mpi.experience.batch import Batch
 from drl_mpi.experience.queue import UnrollQueue
 from drl_mpi.experience.replay import PrioritizedReplay, UniformReplay
@@ -22,10 +21,9 @@ from drl_mpi.experience.rng import make_rng
 from drl_mpi.experience.transitions import TransitionBatch
 from drl_mpi.experience.unroll_replay import UnrollReplay
 from drl_mpi.roles.info import WIDTH
-from drl_mpi.run.layout import Layout
 from drl_mpi.systems.builder import Builder
 from drl_mpi.systems.served import Served
-from drl_mpi.systems.system import Prepared, System, patient
+from drl_mpi.systems.system import RankContext, System, patient
 from drl_mpi.systems.tags import TAG_REPORTS, TAG_SHARDS
 from drl_mpi.updating.allreduce import AllReduceUpdating
 from drl_mpi.updating.collectives import Choice, make_gradient_sum
@@ -47,26 +45,18 @@ class LearnerBuilder(Builder):
     """A learner's rank. Its making is collective over the learners.
 
     Args:
-        config, world, layout, prepared, poller: see ``Builder``.
+        config, context: see ``Builder``.
         group: the learners.
     """
 
-    def __init__(
-        self,
-        config: System,
-        world: World,
-        layout: Layout,
-        prepared: Prepared,
-        poller: Poller,
-        group: Group,
-    ) -> None:
-        super().__init__(config, world, layout, prepared, poller)
+    def __init__(self, config: System, context: RankContext, group: Group) -> None:
+        super().__init__(config, context)
         self.group = group
         gpu = self.place.gpu
         self.device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")
         self.net.to(self.device)
         self.flat = nets.FlatParameters(self.net)
-        self.sources = config.actors_of(world.rank, layout)
+        self.sources = config.actors_of(self.world.rank, self.layout)
         """Ranks whose unrolls come here; none if this learner acts for itself."""
         self.updating = config.make_updating(self)
         """Made first: what is made after it, the supply and the source, may use it."""

@@ -14,11 +14,9 @@ from drl_mpi.updating.shard_optimizers import ShardOptimizer, make_shard_optimiz
 
 if TYPE_CHECKING:
     from drl_mpi.acting.parameters import Parameters
-    from drl_mpi.comm.poller import Poller
-    from drl_mpi.comm.world import World
     from drl_mpi.systems.actor_builder import ActorBuilder
     from drl_mpi.systems.learner_builder import LearnerBuilder
-    from drl_mpi.systems.system import Prepared, Ready
+    from drl_mpi.systems.system import RankContext, Ready
     from drl_mpi.updating.protocol import Updating
 
 COLUMNS = (
@@ -77,13 +75,11 @@ class Served(System):
         """From the servers."""
         return builder.pull(self)
 
-    def make_server(
-        self, world: World, layout: Layout, prepared: Prepared, poller: Poller
-    ) -> Ready:
+    def make_server(self, context: RankContext) -> Ready:
         """See ``System.make_server``. Loads no torch."""
         from drl_mpi.systems.serving import Serving
 
-        return Serving(self, world, layout, prepared, poller)
+        return Serving(self, context)
 
     def check(self) -> None:
         """See ``RunConfig.check``."""

@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
-from drl_mpi.comm.poller import Poller
 from drl_mpi.comm.shards import ShardServer, split
-from drl_mpi.comm.world import World
 from drl_mpi.roles.server import Server
 from drl_mpi.run.layout import Layout
 from drl_mpi.systems.served import Served
-from drl_mpi.systems.system import Prepared
+from drl_mpi.systems.system import Prepared, RankContext
 from drl_mpi.systems.tags import TAG_SHARDS
 from drl_mpi.updating import kernels
 from drl_mpi.updating.shard import Shard
@@ -24,20 +22,18 @@ class Serving:
 
     Args:
         config: the system.
-        world, layout, prepared: as ``System.play`` has them.
-        poller: of this rank.
+        context: of this rank.
     """
 
-    def __init__(
-        self, config: Served, world: World, layout: Layout, prepared: Prepared, poller: Poller
-    ) -> None:
-        low, high = split(prepared.size, len(layout.servers))[layout.ranks[world.rank].index]
+    def __init__(self, config: Served, context: RankContext) -> None:
+        layout, prepared, poller = context.layout, context.prepared, context.poller
+        low, high = split(prepared.size, len(layout.servers))[context.place.index]
         clients = (*layout.learners, *layout.actors)
         log.info(
             "shard %d to %d of %d parameters, %s in %s",
             low, high, prepared.size, config.optimizer, kernels.implementation(),
         )  # fmt: skip
-        self._endpoint = ShardServer(world.comm, clients, high - low, poller, TAG_SHARDS)
+        self._endpoint = ShardServer(context.world.comm, clients, high - low, poller, TAG_SHARDS)
         self._shard = Shard(config.make_shard_optimizer(high - low), config.staleness_limit(layout))
         self._order = service_order(config, layout, prepared) if config.lockstep else None
         self._poller = poller

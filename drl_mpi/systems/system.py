@@ -64,6 +64,21 @@ class Prepared:
     """Newer checkpoints that are damaged, and why."""
 
 
+@dataclass(frozen=True)
+class RankContext:
+    """What a rank's role is put together with, besides the system's config."""
+
+    world: World
+    layout: Layout
+    prepared: Prepared
+    poller: Poller
+
+    @property
+    def place(self) -> Placement:
+        """This rank's own in the layout."""
+        return self.layout.ranks[self.world.rank]
+
+
 class Ready(Protocol):
     """A rank's role with all that is slow behind it: it waits only for the other ranks."""
 
@@ -116,33 +131,29 @@ class System(RunConfig):
 
         return LocalSupply(builder)
 
-    def make_server(
-        self, world: World, layout: Layout, prepared: Prepared, poller: Poller
-    ) -> Ready:
+    def make_server(self, context: RankContext) -> Ready:
         """A parameter server's rank. See ``Served``.
 
         Raises:
             NotImplementedError: for a system without parameter servers.
         """
         raise NotImplementedError(
-            f"{self.name} has no parameter servers, but rank {world.rank} should be one: extend "
-            "Served, or ask for none in wanted()"
+            f"{self.name} has no parameter servers, but rank {context.world.rank} should be one: "
+            "extend Served, or ask for none in wanted()"
         )
 
-    def make_actor(self, world: World, layout: Layout, prepared: Prepared, poller: Poller) -> Ready:
+    def make_actor(self, context: RankContext) -> Ready:
         """An actor's rank."""
         from drl_mpi.systems.actor_builder import ActorBuilder
 
-        return ActorBuilder(self, world, layout, prepared, poller).actor()
+        return ActorBuilder(self, context).actor()
 
-    def make_learner(
-        self, world: World, layout: Layout, prepared: Prepared, poller: Poller, group: Group
-    ) -> Ready:
+    def make_learner(self, context: RankContext, group: Group) -> Ready:
         """A learner's rank. Collective over the learners, ``group``."""
         from drl_mpi.systems.learner_builder import LearnerBuilder
         from drl_mpi.systems.learning import Learning
 
-        return Learning(LearnerBuilder(self, world, layout, prepared, poller, group))
+        return Learning(LearnerBuilder(self, context, group))
 
     @property
     def head(self) -> str:
@@ -290,9 +301,9 @@ class System(RunConfig):
 
     def play(self, world: World, layout: Layout, prepared: Prepared) -> int:
         """See ``run.launch.Job.play``. Collective."""
-        place = layout.ranks[world.rank]
-        group = world.group(layout.learners)
         poller = Poller(self.silence_timeout)
+        context = RankContext(world, layout, prepared, poller)
+        place, group = context.place, world.group(layout.learners)
         log.info("%s %d on %s, %d threads", place.role, place.index, place.host, place.threads)
         if group is None or group.rank:
             # Only the first learner listens to signals; the others end when it says so.
@@ -302,12 +313,12 @@ class System(RunConfig):
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         ready: Ready
         if group is not None:
-            ready = self.make_learner(world, layout, prepared, poller, group)
+            ready = self.make_learner(context, group)
         elif place.role is Role.SERVER:
-            ready = self.make_server(world, layout, prepared, poller)
+            ready = self.make_server(context)
         else:
             yield_cores(layout, place)  # first, since threads keep the niceness they start with
-            ready = self.make_actor(world, layout, prepared, poller)
+            ready = self.make_actor(context)
         world.meet(patient(self), "the other ranks to load")
         complete = bool(ready.run())
         complete = world.share_flag(complete, poller, "the first learner to finish")

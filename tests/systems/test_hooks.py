@@ -9,6 +9,7 @@ from drl_mpi.systems.dqn import DQN
 from drl_mpi.systems.pure_loss import PureLoss
 from drl_mpi.systems.q_loss import QLoss
 from drl_mpi.systems.service import Service
+from drl_mpi.systems.system import RankContext
 
 
 def blank(kind):
@@ -23,7 +24,7 @@ class Remembering(PureLoss):
 
 def test_a_system_without_servers_makes_none():
     with pytest.raises(NotImplementedError, match=r"dqn has no parameter servers, but rank 3"):
-        DQN().make_server(World(None, 3, 4), None, None, None)
+        DQN().make_server(RankContext(World(None, 3, 4), None, None, None))
 
 
 def test_trainers_refuse_a_source_that_must_be_waited_for():
