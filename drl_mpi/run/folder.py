@@ -68,6 +68,13 @@ class RunFolder:
                     "choose another one or free this one"
                 ) from error
 
+    def unusable(self, error: OSError) -> str:
+        """What to say when something in this folder fails with ``error``."""
+        return (
+            f"run folder {str(self.path)!r} cannot be used: {error}; free what is in the way, or "
+            "choose another --run-dir"
+        )
+
     def lock(self) -> None:
         """Keeps this folder for this process until it ends.
 

@@ -15,82 +15,23 @@ import traceback
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from drl_mpi.errors import EXIT_OK, EXIT_STOPPED, EXIT_USAGE, UsageError
-from drl_mpi.run import requeue, slurm
+from drl_mpi.errors import EXIT_OK, EXIT_USAGE, UsageError
 from drl_mpi.run.folder import RunFolder
-from drl_mpi.run.launcher import (
-    LAST_WORD_S,
-    RELAUNCHED,
-    StopSignals,
-    core_quota,
-    launched_ranks,
-    mpirun_command,
-    usable_cores,
-)
-from drl_mpi.run.layout import Layout, local_layout, plan
+from drl_mpi.run.job import Job
+from drl_mpi.run.launcher import LAST_WORD_S, RELAUNCHED, launched_ranks, usable_cores
+from drl_mpi.run.layout import Layout, plan
+from drl_mpi.run.relaunch import relaunch
+from drl_mpi.run.requeue import early_signals
 
 log = logging.getLogger(__name__)
 
 FORWARD_S = 0.2
 """Seconds that a launcher gets to show a rank's last words before the abort's notice, which takes
 another way, overtakes them."""
-
-
-class Job(Protocol):
-    """What can be launched: a config that knows how to prepare and play its system."""
-
-    def wanted(self, ranks: int | None) -> Mapping[str, int | None]:
-        """Ranks per role, as ``layout.plan`` takes them: ``None`` to choose.
-
-        Args:
-            ranks: of the world; ``None`` while that is open.
-        """
-        ...
-
-    @property
-    def path(self) -> Path:
-        """The run folder."""
-        ...
-
-    @property
-    def uses_gpus(self) -> bool:
-        """Whether learners may use GPUs."""
-        ...
-
-    def gpus(self) -> int:
-        """GPUs of this host that learners may use."""
-        ...
-
-    def check_gpus(self, found: int) -> None:
-        """Raises UsageError if learners need GPUs, and ``found`` is 0."""
-        ...
-
-    def check(self) -> None:
-        """Raises UsageError for values that cannot work."""
-        ...
-
-    def check_layout(self, layout: Layout) -> None:
-        """Raises UsageError for a layout that the system cannot use."""
-        ...
-
-    def inspect(self, layout: Layout) -> Any:
-        """Looks at the environment and the run folder; what every rank has to know of them.
-
-        Changes nothing. Returns ``None`` when there is nothing left to do. Raises UsageError.
-        """
-        ...
-
-    def claim(self, *, clear_stop: bool) -> None:
-        """Makes the run folder ready for this run. Raises UsageError."""
-        ...
-
-    def play(self, world: Any, layout: Layout, prepared: Any) -> int:
-        """Plays this rank's role to the end and returns the exit code."""
-        ...
 
 
 J = TypeVar("J", bound=Job)
@@ -103,7 +44,7 @@ def main(presets: Mapping[str, J], argv: Sequence[str] | None = None) -> None:
         presets: name -> defaults; the first is what a job uses unless ``--preset`` says otherwise.
         argv: the command line without the program; ``sys.argv[1:]`` if not given.
     """
-    signals = requeue.early_signals()
+    signals = early_signals()
     arguments = list(sys.argv[1:] if argv is None else argv)
     launched: tuple[int, int] | None = None
     try:
@@ -111,7 +52,7 @@ def main(presets: Mapping[str, J], argv: Sequence[str] | None = None) -> None:
         job = parse(presets, arguments, quiet=launched is not None and launched[0] != 0)
         job.check()
         if launched is None:
-            sys.exit(_relaunch(job, arguments, signals))
+            sys.exit(relaunch(job, [sys.argv[0], *arguments], signals))
         _leave(_rank_main(job, launched[1]))
     except UsageError as error:
         first = launched[0] == 0 if launched else os.environ.get("SLURM_PROCID", "0") == "0"
@@ -184,96 +125,6 @@ def _one_line(box: str) -> str:
 
 def _description(job: Job, presets: Sequence[str]) -> str:
     return f"{type(job).__doc__}\n\nPresets of all defaults: --preset {' | '.join(presets)}"
-
-
-def _relaunch(job: Job, arguments: Sequence[str], signals: StopSignals) -> int:
-    """Starts this job's ranks: on this machine, or inside a Slurm allocation on all of it."""
-    given = slurm.allocation()
-    gpus, wanted = job.gpus(), job.wanted(None)
-    if given is None:
-        hosts = ["localhost"] * local_layout(core_quota(), gpus, **wanted)
-    else:
-        requeue.most_requeues()  # to be refused now rather than when it is needed
-        requeue.check_batch(given)
-        wanted = job.wanted(given.ranks)
-        hosts = given.rank_hosts
-        if unseen := job.uses_gpus and slurm.unseen_gpus(gpus):
-            slurm.say(unseen)
-    if given is None or socket.gethostname() in given.hosts:
-        job.check_gpus(gpus)
-    layout = _planned(job, given, hosts, gpus, wanted)
-    if job.inspect(layout) is None:
-        return EXIT_OK
-    argv = [sys.argv[0], *arguments]
-    command = (
-        mpirun_command(len(hosts), argv) if given is None else slurm.launch_command(given, argv)
-    )
-    folder = RunFolder(job.path)
-    if given is not None and requeue.stopped_while_away(given, folder):
-        slurm.say(f"{folder.stop} is there: not going on; remove it, or submit the job anew")
-        return EXIT_STOPPED
-    folder.prepare()
-    try:
-        # A STOP in there may be meant for a job that still runs.
-        if given is None:
-            folder.lock()
-        elif not requeue.lock_again(given, folder, signals):
-            ending = requeue.Ending(1, requeue.newest_checkpoint(folder), began=False)
-            return requeue.conclude(given, ending, folder)
-        folder.clear_stop()  # here, before Ctrl-C may touch it, not in the ranks
-        folder.unlock()
-    except OSError as error:
-        raise UsageError(_unusable(folder.path, error)) from error
-    if given is None:
-        return _explained(signals.supervise(command, folder.stop_signal, hosts=0), folder, command)
-    before = requeue.newest_checkpoint(folder)
-    if signals.came:
-        slurm.say("Slurm's warning came before the ranks were started")
-        ending = requeue.Ending(EXIT_STOPPED, before, began=False)
-    else:
-        code = signals.supervise(command, folder.stop_signal, hosts=len(given.hosts))
-        ending = requeue.Ending(_explained(code, folder, command), before)
-    return requeue.conclude(given, ending, folder)
-
-
-def _planned(
-    job: Job,
-    given: slurm.Allocation | None,
-    hosts: Sequence[str],
-    gpus: int,
-    wanted: Mapping[str, int | None],
-) -> Layout:
-    try:
-        layout = plan(len(hosts), hosts, gpus, **wanted)
-        job.check_layout(layout)
-    except UsageError as error:
-        if given is None:
-            raise
-        raise UsageError(
-            f"{error}. Slurm gave {given.ranks} tasks on {len(given.hosts)} hosts: change "
-            "--nodes, --ntasks-per-node"
-        ) from error
-    return layout
-
-
-def _explained(code: int, folder: RunFolder, command: Sequence[str]) -> int:
-    """The exit code of a job whose launcher ended with ``code``; tells what is not obvious."""
-    name = Path(command[0]).name
-    if code < 0:
-        print(
-            f"{name} was killed by signal {-code}; run the same command again to resume",
-            file=sys.stderr,
-        )
-        return 128 - code
-    if code == EXIT_OK and not folder.is_done():
-        # A launcher that lost a node may still exit with 0.
-        print(
-            f"{name} exited with 0, but {folder.done} is missing: a rank or a node was lost; "
-            "run the same command again to resume",
-            file=sys.stderr,
-        )
-        return 1
-    return code
 
 
 def _rank_main(job: Job, size: int) -> int:
@@ -349,14 +200,7 @@ def _verdict(job: Job, ranks: Sequence[tuple[str, set[int], int]]) -> str | tupl
     except UsageError as error:
         return str(error)
     except OSError as error:
-        return _unusable(job.path, error)
-
-
-def _unusable(path: Path, error: OSError) -> str:
-    return (
-        f"run folder {str(path)!r} cannot be used: {error}; free what is in the way, or choose "
-        "another --run-dir"
-    )
+        return RunFolder(job.path).unusable(error)
 
 
 def _log_to(path: Path) -> None:

@@ -83,7 +83,7 @@ class A3C(Served):
     # -- what follows from them -----------------------------------------------------------------
 
     def wanted(self, ranks: int | None) -> dict[str, int | None]:
-        """See ``run.launch.Job.wanted``."""
+        """See ``run.job.Job.wanted``."""
         return super().wanted(ranks) | {"actors": 0}
 
     def record_envs(self, layout: Layout) -> int:  # noqa: ARG002

@@ -151,7 +151,7 @@ class Central(System):
                 )
 
     def check_layout(self, layout: Layout) -> None:
-        """See ``run.launch.Job.check_layout``."""
+        """See ``run.job.Job.check_layout``."""
         super().check_layout(layout)
         if self.central and len(layout.learners) > 1:
             if self.tune == "on":

@@ -121,7 +121,7 @@ class GA3C(Central):
             )
 
     def wanted(self, ranks: int | None) -> dict[str, int | None]:
-        """See ``run.launch.Job.wanted``."""
+        """See ``run.job.Job.wanted``."""
         return super().wanted(ranks) | {"learners": 1}
 
     def check_layout(self, layout: Layout) -> None:

@@ -41,7 +41,7 @@ class Gorilla(QLearning, Served):
     columns: ClassVar[tuple[str, ...]] = (*QLearning.columns, *COLUMNS)
 
     def wanted(self, ranks: int | None) -> dict[str, int | None]:
-        """See ``run.launch.Job.wanted``."""
+        """See ``run.job.Job.wanted``."""
         return super().wanted(ranks) | ({"actors": 0} if self.bundled else {})
 
     def learners_of(self, actor: int, layout: Layout) -> tuple[int, ...]:
@@ -63,7 +63,7 @@ class Gorilla(QLearning, Served):
             raise UsageError("--bundled with --replay global: bundles keep what they make")
 
     def check_layout(self, layout: Layout) -> None:
-        """See ``run.launch.Job.check_layout``."""
+        """See ``run.job.Job.check_layout``."""
         if self.replay == "global" and self.envs_per_actor % len(layout.learners):
             raise UsageError(
                 f"--replay global: {self.envs_per_actor} environments per actor do not spread "

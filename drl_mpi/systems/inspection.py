@@ -26,7 +26,7 @@ RESERVE = 0.9
 
 
 def inspect(config: System, layout: Layout) -> Prepared | None:
-    """See ``run.launch.Job.inspect``."""
+    """See ``run.job.Job.inspect``."""
     spec = envs.probe(config.env, config.env_options)
     net = make_net(config, spec)
     config.check_env(spec, layout)

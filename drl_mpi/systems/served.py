@@ -64,7 +64,7 @@ class Served(System):
         return True
 
     def wanted(self, ranks: int | None) -> dict[str, int | None]:
-        """See ``run.launch.Job.wanted``."""
+        """See ``run.job.Job.wanted``."""
         return super().wanted(ranks) | {"servers": self.servers}
 
     def make_updating(self, builder: LearnerBuilder) -> Updating:

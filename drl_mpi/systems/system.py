@@ -176,7 +176,7 @@ class System(RunConfig):
         return False
 
     def wanted(self, ranks: int | None) -> dict[str, int | None]:  # noqa: ARG002
-        """See ``run.launch.Job.wanted``."""
+        """See ``run.job.Job.wanted``."""
         return {"learners": self.learners, "servers": None, "actors": self.actors}
 
     def learners_of(self, actor: int, layout: Layout) -> tuple[int, ...]:
@@ -251,15 +251,15 @@ class System(RunConfig):
 
     @property
     def uses_gpus(self) -> bool:
-        """See ``run.launch.Job.uses_gpus``."""
+        """See ``run.job.Job.uses_gpus``."""
         return self.device != "cpu"
 
     def gpus(self) -> int:
-        """See ``run.launch.Job.gpus``."""
+        """See ``run.job.Job.gpus``."""
         return visible_gpus() if self.uses_gpus else 0
 
     def check_gpus(self, found: int) -> None:
-        """See ``run.launch.Job.check_gpus``."""
+        """See ``run.job.Job.check_gpus``."""
         if self.device == "cuda" and not found:
             raise UsageError(
                 "--device cuda, but torch sees no GPU here; use --device cpu, or install a torch "
@@ -267,7 +267,7 @@ class System(RunConfig):
             )
 
     def check_layout(self, layout: Layout) -> None:
-        """See ``run.launch.Job.check_layout``."""
+        """See ``run.job.Job.check_layout``."""
         fed = {len(self.actors_of(rank, layout)) for rank in layout.learners}
         if self.lockstep and len(fed) > 1:
             raise UsageError(
@@ -279,13 +279,13 @@ class System(RunConfig):
         """Refuses what cannot work with this environment. Raises UsageError."""
 
     def inspect(self, layout: Layout) -> Prepared | None:
-        """See ``run.launch.Job.inspect``."""
+        """See ``run.job.Job.inspect``."""
         from drl_mpi.systems.inspection import inspect
 
         return inspect(self, layout)
 
     def claim(self, *, clear_stop: bool) -> None:
-        """See ``run.launch.Job.claim``."""
+        """See ``run.job.Job.claim``."""
         from drl_mpi.run.checkpoint_parts import remove_orphans
 
         folder = RunFolder(self.path)
@@ -300,7 +300,7 @@ class System(RunConfig):
     # -- on the ranks ---------------------------------------------------------------------------
 
     def play(self, world: World, layout: Layout, prepared: Prepared) -> int:
-        """See ``run.launch.Job.play``. Collective."""
+        """See ``run.job.Job.play``. Collective."""
         poller = Poller(self.silence_timeout)
         context = RankContext(world, layout, prepared, poller)
         place, group = context.place, world.group(layout.learners)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from drl_mpi.run import launch
+from drl_mpi.run import launch, relaunch
 from drl_mpi.run.checkpoint import load
 from drl_mpi.systems import ga3c, impala
 from drl_mpi.systems.central import COLUMNS
@@ -27,7 +27,7 @@ LOGGED = "--log-seconds 0.2 --run-dir run"
 def job(monkeypatch, tmp_path):
     """``job(name, options)``: up to the point where ranks would start; that is code 42."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch.StopSignals, "supervise", lambda *_, **__: STARTED)
+    monkeypatch.setattr(relaunch.StopSignals, "supervise", lambda *_, **__: STARTED)
     monkeypatch.setattr(launch, "launched_ranks", lambda: None)
 
     def run(name, options):

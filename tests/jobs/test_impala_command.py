@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from drl_mpi.run import launch
+from drl_mpi.run import launch, relaunch
 from drl_mpi.systems.impala import PRESETS
 
 STARTED = 42
@@ -22,9 +22,9 @@ def impala(monkeypatch, tmp_path, tiny):
     """``impala(options)``: up to the point where ranks would start; that is code 42."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["jobs/impala.py"])
-    monkeypatch.setattr(launch.StopSignals, "supervise", lambda *_, **__: STARTED)
+    monkeypatch.setattr(relaunch.StopSignals, "supervise", lambda *_, **__: STARTED)
     monkeypatch.setattr(launch, "launched_ranks", lambda: None)
-    monkeypatch.setattr(launch.RunFolder, "is_done", lambda _self: False)
+    monkeypatch.setattr(relaunch.RunFolder, "is_done", lambda _self: False)
 
     def run(options, defaults=tiny):
         out, err = io.StringIO(), io.StringIO()
@@ -173,7 +173,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(copy, impala, monkeyp
     copy[-1].write_bytes(copy[-1].read_bytes()[:3000])
     found = []
     monkeypatch.setattr(
-        launch.StopSignals,
+        relaunch.StopSignals,
         "supervise",
         lambda _self, command, *_, **__: found.append(command) or STARTED,
     )

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from drl_mpi.run import launch
+from drl_mpi.run import launch, relaunch
 from drl_mpi.systems import a3c, dqn, gorilla
 
 STARTED = 42
@@ -27,9 +27,9 @@ LAYOUTS = {
 def job(monkeypatch, tmp_path):
     """``job(name, options)``: up to the point where ranks would start; that is code 42."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch.StopSignals, "supervise", lambda *_, **__: STARTED)
+    monkeypatch.setattr(relaunch.StopSignals, "supervise", lambda *_, **__: STARTED)
     monkeypatch.setattr(launch, "launched_ranks", lambda: None)
-    monkeypatch.setattr(launch.RunFolder, "is_done", lambda _self: False)
+    monkeypatch.setattr(relaunch.RunFolder, "is_done", lambda _self: False)
 
     def run(name, options):
         monkeypatch.setattr(sys, "argv", [f"jobs/{name}.py"])
