@@ -11,6 +11,7 @@ from drl_mpi.comm.poller import Poller
 from drl_mpi.comm.stream import Delivery, Receiver
 from drl_mpi.experience.batch import Batch
 from drl_mpi.experience.intake import Intake
+from drl_mpi.experience.source import REPLAY
 from drl_mpi.experience.unroll_replay import UnrollReplay
 
 
@@ -134,13 +135,13 @@ class UnrollQueue:
 
     def keepsakes(self) -> dict[str, Any]:
         """The replay."""
-        return {} if self._replay is None else {"replay": self._replay.state()}
+        return {} if self._replay is None else {REPLAY: self._replay.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from ``state``."""
         self._intake.restore(state)
-        if self._replay is not None and "replay" in state:
-            self._replay.restore(state["replay"])
+        if self._replay is not None and REPLAY in state:
+            self._replay.restore(state[REPLAY])
 
     def _hold(self, delivery: Delivery) -> None:
         self._held.append(delivery)

@@ -133,7 +133,7 @@ class Replay:
                 changed then.
         """
         words = rng_words(state)
-        move(read_rings(self._rings.spec, state), self._rings)
+        move(*read_rings(self._rings.spec, state), self._rings)
         unpack_rng(self._rng, words)
 
     def _check_batch(self, batch: TransitionBatch) -> None:
@@ -298,7 +298,7 @@ class PrioritizedReplay(Replay):
     def restore(self, state: Mapping[str, Any]) -> None:
         """See ``Replay.restore``. Rows that become starts get the largest priority."""
         words = rng_words(state)
-        source = read_rings(self._rings.spec, state)
+        source, frames = read_rings(self._rings.spec, state)
         source.recount()
         largest = real(state, "largest", 1.0, self._tree.limit)
         old = array(state, "priorities", "float64", (source.used,))
@@ -308,7 +308,7 @@ class PrioritizedReplay(Replay):
                 "the checkpoint's replay has priorities that are not finite, or do not belong to "
                 "its rows: it is damaged; use another checkpoint"
             )
-        to, from_ = move(source, self._rings)
+        to, from_ = move(source, frames, self._rings)
         new = np.where(old[from_] > 0, old[from_], largest)
         self._tree = SumTree(self.capacity)
         self._tree.set(to, np.where(self._rings.starts[to], new, 0))

@@ -18,6 +18,7 @@ from drl_mpi.comm.poller import Poller
 from drl_mpi.comm.stream import Delivery, Receiver
 from drl_mpi.experience.intake import Intake
 from drl_mpi.experience.replay import PrioritizedReplay, UniformReplay
+from drl_mpi.experience.source import REPLAY
 from drl_mpi.experience.statistics import Statistics
 from drl_mpi.experience.transitions import TransitionBatch
 
@@ -130,12 +131,12 @@ class ReplaySource:
     def keepsakes(self) -> dict[str, Any]:
         """The replay, and how far it is ahead of the updates."""
         self._learn_priorities()
-        return {"replay": {**self._replay.state(), "credit": self._credit, "warm": self._warm}}
+        return {REPLAY: {**self._replay.state(), "credit": self._credit, "warm": self._warm}}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from ``state``; from an empty replay if it has none."""
         self._intake.restore(state)
-        replay = dict(state.get("replay", {}))
+        replay = dict(state.get(REPLAY, {}))
         if replay:
             self._credit, self._warm = int(replay.pop("credit")), bool(replay.pop("warm"))
             self._replay.restore(replay)

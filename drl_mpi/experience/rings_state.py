@@ -18,10 +18,10 @@ from drl_mpi.experience.rings import (
     GOES_ON,
     Integers,
     Rings,
-    blocks,
     check_values,
     row_fields,
 )
+from drl_mpi.experience.stored import StoredRows, pieces
 
 State = Mapping[str, Any]
 
@@ -44,8 +44,11 @@ def rings_state(rings: Rings) -> dict[str, Any]:
     }
 
 
-def read_rings(spec: EnvSpec, state: State) -> Rings:
+def read_rings(spec: EnvSpec, state: State) -> tuple[Rings, StoredRows]:
     """A state's rings, over the state's own arrays; their starts are not counted yet.
+
+    Returns:
+        The rings without their frames, and the frames, which may not be in memory.
 
     Raises:
         ValueError: for a state that ``rings_state`` cannot have made for this environment.
@@ -64,10 +67,9 @@ def read_rings(spec: EnvSpec, state: State) -> Rings:
     stored = state.get("rows")
     if not isinstance(stored, Mapping):
         raise ValueError("the checkpoint's replay has no rows: it is damaged, or of another kind")
-    rows = {
-        field.name: array(stored, field.name, field.dtype, (used, *field.shape))
-        for field in row_fields(spec)
-    }
+    first, *others = row_fields(spec)
+    frames = _checked(stored, first.name, first.dtype, (used, *first.shape))
+    rows = {field.name: array(stored, field.name, field.dtype, (used,)) for field in others}
     check_values(rows, spec.num_actions, "the checkpoint's replay")
     if used and rows["begins"].max() > GAP:
         raise ValueError(
@@ -76,10 +78,10 @@ def read_rings(spec: EnvSpec, state: State) -> Rings:
         )
     rings = Rings(spec, lanes, length, n_steps, rows)
     rings.added, rings.broken = added, broken
-    return rings
+    return rings, frames
 
 
-def move(source: Rings, target: Rings) -> tuple[Integers, Integers]:
+def move(source: Rings, frames: StoredRows, target: Rings) -> tuple[Integers, Integers]:
     """Replaces the target's rows by the source's.
 
     Into as many lanes of the same length every row goes where it was. Otherwise the newest rows
@@ -92,10 +94,12 @@ def move(source: Rings, target: Rings) -> tuple[Integers, Integers]:
     Returns:
         Slots in the target and in the source, int64 each, of the rows that were moved.
     """
+    stored: dict[str, StoredRows] = {**source.rows, "frames": frames}
     if (source.lanes, source.length) == (target.lanes, target.length):
         slots = np.arange(source.used)
-        for name, rows in source.rows.items():
-            target.rows[name][: source.used] = rows
+        for name, rows in stored.items():
+            for piece, values in pieces(rows):
+                target.rows[name][piece] = values
         target.added, target.broken = source.added.copy(), source.broken.copy()
         target.recount()
         return slots, slots
@@ -106,9 +110,12 @@ def move(source: Rings, target: Rings) -> tuple[Integers, Integers]:
     homes = np.repeat(np.arange(target.lanes), target.added)
     ends = np.cumsum(target.added)
     new = target.slots(homes, np.arange(len(old)) - (ends - target.added)[homes])
-    for block in blocks(len(old), 1024):
-        for name, rows in source.rows.items():
-            target.rows[name][new[block]] = rows[old[block]]
+    in_order = np.argsort(old)
+    for name, rows in stored.items():
+        for piece, values in pieces(rows):
+            low, high = np.searchsorted(old, (piece.start, piece.stop), sorter=in_order)
+            here = in_order[low:high]
+            target.rows[name][new[here]] = values[old[here] - piece.start]
     edges = np.ones(len(old), dtype=np.bool_)
     edges[1:] = (np.diff(homes) != 0) | (np.diff(lanes) != 0)
     begins = target.rows["begins"]
@@ -131,12 +138,18 @@ def _newest(rings: Rings, capacity: int) -> tuple[Integers, Integers]:
 
 def array(state: State, name: str, dtype: str, shape: tuple[int | None, ...]) -> npt.NDArray[Any]:
     """An array of a state, or ValueError. ``None`` in the shape stands for any size."""
+    return _checked(state, name, dtype, shape)[:]
+
+
+def _checked(state: State, name: str, dtype: str, shape: tuple[int | None, ...]) -> StoredRows:
     value = state.get(name)
-    if not isinstance(value, np.ndarray):
+    if not isinstance(value, StoredRows) or isinstance(value, np.generic):
         raise ValueError(
             f"the checkpoint's replay has no array {name}: it is damaged, or of another kind"
         )
-    fits = value.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, value.shape))
+    fits = len(value.shape) == len(shape) and all(
+        n in (None, m) for n, m in zip(shape, value.shape)
+    )
     if value.dtype != np.dtype(dtype) or not fits:
         wanted = ", ".join("any" if n is None else str(n) for n in shape)
         raise ValueError(

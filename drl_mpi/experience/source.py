@@ -7,6 +7,9 @@ from typing import Any, Protocol, TypeVar
 
 from drl_mpi.experience.statistics import Statistics
 
+REPLAY = "replay"
+"""Name of a replay among the keepsakes."""
+
 B_co = TypeVar("B_co", bound=Statistics, covariant=True)
 
 
@@ -42,5 +45,5 @@ class Source(Protocol[B_co]):
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from both together."""
+        """Goes on from both together; large arrays of a replay may be ``StoredRows``."""
         ...

@@ -110,7 +110,9 @@ class Reference:
         level = self._length
         while sum(min(len(past), level) for past in pasts) > lanes * length:
             level -= 1
-        line = [(origin, row) for origin, past in enumerate(pasts) for row in past[-level:]]
+        line = [
+            (origin, row) for origin, past in enumerate(pasts) for row in past[::-1][:level][::-1]
+        ]
         other = Reference(self._stack_size, lanes, length, self._n_steps)
         share, more = divmod(len(line), lanes)
         for lane in range(lanes):

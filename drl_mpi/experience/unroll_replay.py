@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from drl_mpi.experience.batch import Batch, Fields
 from drl_mpi.experience.rng import pack_rng, unpack_rng
+from drl_mpi.experience.stored import pieces
 from drl_mpi.experience.unroll import PER_ENVIRONMENT, UnrollShape
 
 
@@ -92,17 +93,20 @@ class UnrollReplay:
                 "raise --replay-capacity"
             )
         for name, ours in self._rows.items():
-            if rows[name].shape[1:] != ours.shape[1:] or rows[name].dtype != ours.dtype:
+            wanted = (size, *ours.shape[1:])
+            if rows[name].shape != wanted or rows[name].dtype != ours.dtype:
                 raise ValueError(
-                    f"the checkpoint's replay has {name} of shape {rows[name].shape[1:]}, this "
-                    f"run's unrolls have {ours.shape[1:]}"
+                    f"the checkpoint's replay has {name} of {rows[name].dtype} "
+                    f"{rows[name].shape}, this run's unrolls need {ours.dtype} {wanted}"
                 )
         # A full store goes on where it was, entry by entry, so that the same samples follow. In a
         # larger one the oldest entry comes first.
         oldest = int(state["next"]) % max(size, 1)
         full = size == self.capacity
+        first = 0 if full else oldest
         for name, ours in self._rows.items():
-            ours[:size] = rows[name] if full else np.roll(rows[name], -oldest, axis=0)
+            for piece, values in pieces(rows[name]):
+                ours[(np.arange(piece.start, piece.stop) - first) % size] = values
         self.size = size
         self._next = oldest if full else size
         unpack_rng(self._rng, state["rng"])

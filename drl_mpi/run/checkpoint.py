@@ -2,6 +2,7 @@
 
     save(path, state)       all or nothing: the file appears whole and read back, or not at all
     load(path) -> state     the same values, bit for bit; CheckpointError for anything else
+    opened(path, group)     the same, but large arrays of a group are read piece by piece
     Checkpoints(folder)     frames-000001234567.h5 in a folder: the newest few, resume, fall back
 
 Equal states give equal files, byte for byte: there are no times in them, and names are sorted.
@@ -12,13 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import re
 import secrets
 import socket
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -37,10 +39,14 @@ __all__ = [
     "State",
     "check_arrays",
     "load",
+    "opened",
     "save",
 ]
 
 PathLike: TypeAlias = str | os.PathLike[str]
+
+STORED_BYTES = 16 * 1024 * 1024
+"""Arrays from this size on are left in the file by `opened`, where they may be."""
 
 
 def save(path: PathLike, state: State, *, compress: bool = True) -> None:
@@ -83,16 +89,43 @@ def load(path: PathLike) -> dict[str, Any]:
     Raises CheckpointError, and nothing else, for a file that is missing, truncated, damaged or
     made to do harm. Nothing outside the file is touched, and nothing in it is executed.
     """
-    path = Path(path)
+    with opened(path) as state:
+        return state
+
+
+@contextlib.contextmanager
+def opened(path: PathLike, group: str = "") -> Iterator[dict[str, Any]]:
+    """The state that was saved to `path`, as `load` gives it, while the file is open.
+
+    Of the top level's `group`, arrays of numbers from 16 MiB on stay in the file: they are
+    `StoredArray`s, with shape, dtype, length, and slices that are read as they are asked for. So a
+    replay of many GB can be restored without a second copy of it in memory.
+
+    Raises CheckpointError as `load` does. A slice raises OSError if the disk fails meanwhile.
+    """
+    with contextlib.ExitStack() as stack:
+        with _explained(Path(path)):
+            # first the kind: to open a pipe or a device may block or do something
+            if not stat.S_ISREG(Path(path).stat().st_mode):
+                raise CheckpointError("is not a regular file; give the path of a checkpoint")
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            stack.callback(os.close, fd)
+            state = stack.enter_context(
+                reading.open_file(fd, lambda node: node.path[0] == group and _is_large(node))
+            )
+        yield state
+
+
+def _is_large(node: reading.Node) -> bool:
+    if node.dtype is None or node.dtype == np.bool_ or not node.shape:
+        return False
+    return math.prod(node.shape) * node.dtype.itemsize >= STORED_BYTES
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
     try:
-        # first the kind: to open a pipe or a device may block or do something
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise CheckpointError("is not a regular file; give the path of a checkpoint")
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            return reading.read_file(fd)
-        finally:
-            os.close(fd)
+        yield
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {path} does not exist; check the path") from None
     except CheckpointError as error:

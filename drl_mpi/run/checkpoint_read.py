@@ -11,7 +11,7 @@ import dataclasses
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,8 +42,37 @@ class Node:
     """Whether something 0-d is an array."""
 
 
-def read_file(fd: int) -> dict[str, Any]:
-    """The state in the checkpoint behind `fd`; CheckpointError or any Exception for a bad one."""
+class StoredArray:
+    """An array that stays in an open checkpoint: slices of it are read as they are asked for."""
+
+    def __init__(self, node: Node) -> None:
+        assert node.dtype is not None
+        self._dataset = node.dataset
+        self.shape = node.shape
+        self.dtype = node.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> np.ndarray[Any, Any]:
+        """Successive rows of axis 0; OSError if they cannot be read."""
+        start, stop, step = rows.indices(len(self))
+        if step != 1:
+            raise IndexError(f"rows {rows} of an array in a checkpoint: only successive ones")
+        found = np.empty((max(0, stop - start), *self.shape[1:]), self.dtype)
+        if found.size:
+            there = self._dataset.get_space()
+            there.select_hyperslab((start, *(0,) * (found.ndim - 1)), found.shape)
+            self._dataset.read(h5s.create_simple(found.shape), there, found)
+        return found
+
+
+@contextmanager
+def open_file(fd: int, stored: Callable[[Node], bool] | None = None) -> Iterator[dict[str, Any]]:
+    """The state in the checkpoint behind `fd`; CheckpointError or any Exception for a bad one.
+
+    Arrays that `stored` says yes to are left in the file, as `StoredArray`.
+    """
     state: dict[str, Any] = {}
     with open_checked(fd) as nodes:
         for node in nodes:
@@ -51,8 +80,11 @@ def read_file(fd: int) -> dict[str, Any]:
             place = state
             for parent in parents:
                 place = place[parent]
-            place[name] = {} if node.dataset is None else read(node)
-    return state
+            if node.dataset is None:
+                place[name] = {}
+            else:
+                place[name] = StoredArray(node) if stored and stored(node) else read(node)
+        yield state
 
 
 @contextmanager

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
-from drl_mpi.experience.source import Source
+from drl_mpi.experience.source import REPLAY, Source
 from drl_mpi.roles.learner import Mark
 from drl_mpi.roles.loss import Loss
-from drl_mpi.run.checkpoint import CheckpointError, Checkpoints, load
+from drl_mpi.run.checkpoint import CheckpointError, Checkpoints, opened
 from drl_mpi.run.checkpoint_parts import PARTS, part_path
 from drl_mpi.run.folder import RunFolder
 from drl_mpi.systems.system import Prepared, System
@@ -64,19 +65,21 @@ class OwnPart:
         """
         checkpoint = self._prepared.checkpoint
         assert checkpoint is not None
-        kept: dict[str, Any] = {}
         own: list[str] = [name for name in state.get(PARTS, {}) if name.startswith(self._name)]
-        if own:
-            kept = load(part_path(checkpoint, own[0]))
-        elif self._config.replay_size():
+        if not own and self._config.replay_size():
             log.info("no part of %s... in the checkpoint: its replay starts empty", self._name)
-        try:
-            source.restore({"rng": state["rng"], **kept})
-            if kept.get("loss"):
-                loss.restore(kept["loss"])
-            updating.restore_keepsakes(kept)
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"the part of {self._name}... of checkpoint {checkpoint} lacks or garbles {error}; "
-                "use another checkpoint"
-            ) from error
+        # A replay may fill the memory: it is read piece by piece.
+        with ExitStack() as stack:
+            kept: dict[str, Any] = {}
+            if own:
+                kept = stack.enter_context(opened(part_path(checkpoint, own[0]), REPLAY))
+            try:
+                source.restore({"rng": state["rng"], **kept})
+                if kept.get("loss"):
+                    loss.restore(kept["loss"])
+                updating.restore_keepsakes(kept)
+            except (KeyError, OSError, TypeError, ValueError) as error:
+                raise CheckpointError(
+                    f"the part of {self._name}... of checkpoint {checkpoint} lacks or garbles "
+                    f"{error}; use another checkpoint"
+                ) from error

@@ -98,8 +98,9 @@ def make(stream, kind=UniformReplay, *, start=16, steps_per_update=Fraction(8), 
     """A source, and its replay."""
     capacity = options.pop("capacity", 40 * stream.lanes)
     replay = kind(SPEC, stream.lanes, capacity, N_STEPS, make_rng(1))
+    poller = Poller(options.pop("silence_s", 60.0))
     source = ReplaySource(
-        stream, replay, TransitionBatch(SPEC, SIZE), stream._envs, stream._records, Poller(0.05),
+        stream, replay, TransitionBatch(SPEC, SIZE), stream._envs, stream._records, poller,
         options.pop("publisher", Publisher()), start=start, steps_per_update=steps_per_update,
         beta=options.pop("beta", lambda: 0.5), **options,
     )  # fmt: skip
@@ -219,7 +220,7 @@ def test_in_turn_waits_for_its_source_and_owes_nobody():
         source.next()
     assert stream.released == [*turns, *turns]
     assert publisher.debts == []
-    other, _ = make(Stream((3, 5)), in_turn=lambda _: 5)
+    other, _ = make(Stream((3, 5)), in_turn=lambda _: 5, silence_s=0.05)
     with pytest.raises(SilenceError, match="an actor's unroll"):
         other.next()
 
@@ -227,7 +228,7 @@ def test_in_turn_waits_for_its_source_and_owes_nobody():
 def test_one_stuck_actor_among_others_is_noticed(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("drl_mpi.experience.intake.Watch", partial(Watch, clock=lambda: now[0]))
-    source, _ = make(Stream((3,), sources=(3, 5)))
+    source, _ = make(Stream((3,), sources=(3, 5)), silence_s=0.05)
     source.next()
     now[0] = 0.06
     with pytest.raises(SilenceError, match="nothing came from rank 5"):

@@ -1,15 +1,20 @@
 """Replay in a checkpoint: it goes on alike, moves into other lanes, and damage is refused."""
 
 import copy
+import tracemalloc
 from functools import partial
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drl_mpi.experience import PrioritizedReplay, TransitionBatch, UniformReplay
+from drl_mpi.envs import EnvSpec
+from drl_mpi.experience import PrioritizedReplay, TransitionBatch, UniformReplay, stored
+from drl_mpi.experience.rng import make_rng
 from drl_mpi.experience.testing import Trial
+from drl_mpi.experience.unroll import UnrollShape
 from drl_mpi.run import checkpoint
 
 KINDS = [UniformReplay, partial(PrioritizedReplay, alpha=0.6, eps=0.01)]
@@ -32,9 +37,12 @@ def assert_go_on_alike(left, right, rounds=6):
     assert left.replay.size == right.replay.size
 
 
+@pytest.mark.parametrize("piece_bytes", [1, 100, stored.PIECE_BYTES])
 @pytest.mark.parametrize("unrolls", [1, 2, 9])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_restored_replay_goes_on_bit_for_bit(kind, unrolls, tmp_path):
+def test_a_restored_replay_goes_on_bit_for_bit(kind, unrolls, piece_bytes, tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(checkpoint, "STORED_BYTES", 0)
     straight, resumed = Trial(kind), Trial(kind, seed=99)
     straight.play(*[11] * unrolls)
     batch = straight.sample()
@@ -43,8 +51,37 @@ def test_a_restored_replay_goes_on_bit_for_bit(kind, unrolls, tmp_path):
         straight.replay.update(batch.indices, batch.generations, errors)
     checkpoint.save(tmp_path / "c.h5", {"replay": straight.replay.state()})
     resumed.play(17, 17, 17)  # what was there before is forgotten
-    resumed.replay.restore(checkpoint.load(tmp_path / "c.h5")["replay"])
+    with checkpoint.opened(tmp_path / "c.h5", "replay") as state:
+        assert not isinstance(state["replay"]["rows"]["frames"], np.ndarray)
+        resumed.replay.restore(state["replay"])
     assert_go_on_alike(straight, resumed)
+
+
+@pytest.mark.parametrize("length", [5000, 7000])
+@pytest.mark.parametrize("kind", KINDS)
+def test_restoring_takes_no_second_copy(kind, length, tmp_path):
+    spec = EnvSpec("Numbers", (84, 84), "uint8", 4, 6, 4)
+    made, resumed = (
+        kind(spec, 2, 2 * rows, 3, make_rng(1)) for rows in (5000, length)
+    )  # 70 MB of frames, and as much or more
+    fields = {
+        f.name: np.zeros(f.shape, f.dtype) for f in UnrollShape(spec, 1000, 2).record().fields
+    }
+    for number in range(6):
+        fields["frames"][...] = number
+        made.add(0, fields)
+    checkpoint.save(tmp_path / "c.h5", {"replay": made.state()})
+    for rows in resumed._rings.rows.values():
+        rows.fill(1)
+    tracemalloc.start()
+    try:
+        with checkpoint.opened(tmp_path / "c.h5", "replay") as state:
+            resumed.restore(state["replay"])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert resumed.size == made.size
+    assert peak < 30e6, peak
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -98,7 +135,8 @@ def test_another_layout_keeps_the_newest_in_closed_pieces(data, kind, unrolls, s
     straight = Trial(kind, **old, width=1, seed=seed)
     straight.play(*unrolls)
     moved = Trial(kind, **new, width=1, serial=1000)
-    moved.replay.restore(straight.replay.state())
+    with mock.patch.object(stored, "PIECE_BYTES", data.draw(st.sampled_from([1, 20, 50, 2**22]))):
+        moved.replay.restore(straight.replay.state())
     moved.reference = straight.reference.moved(moved.lanes, moved.length)
     assert moved.replay.size == sum(moved.reference.rows)
     fit = min(straight.replay.size, moved.replay.capacity)

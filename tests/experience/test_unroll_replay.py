@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from drl_mpi.envs import EnvSpec
 from drl_mpi.experience import Batch, UnrollReplay
+from drl_mpi.experience import stored as stored_rows
 from drl_mpi.experience.rng import make_rng, pack_rng, unpack_rng
 from drl_mpi.experience.unroll import PER_ENVIRONMENT, UnrollShape
 
@@ -82,8 +83,12 @@ def test_draws_are_with_replacement_and_vary(make_shape, make_fields):
     assert list(labels(replay.sample(20))) != list(labels(replay.sample(20)))
 
 
+@pytest.mark.parametrize("piece_bytes", [1, 300, stored_rows.PIECE_BYTES])
 @pytest.mark.parametrize("added", [2, 9])
-def test_a_restored_replay_goes_on_bit_for_bit(make_shape, make_fields, added):
+def test_a_restored_replay_goes_on_bit_for_bit(
+    make_shape, make_fields, added, piece_bytes, monkeypatch
+):
+    monkeypatch.setattr(stored_rows, "PIECE_BYTES", piece_bytes)
     shape = make_shape(envs=2)
     straight = UnrollReplay(shape, 7, make_rng(3))
     for number in range(added):
@@ -113,7 +118,11 @@ def test_an_empty_replay_has_a_state_too(make_shape):
         resumed.sample(1)
 
 
-def test_a_larger_replay_goes_on_and_still_drops_the_oldest_first(make_shape, make_fields):
+@pytest.mark.parametrize("piece_bytes", [1, stored_rows.PIECE_BYTES])
+def test_a_larger_replay_goes_on_and_still_drops_the_oldest_first(
+    make_shape, make_fields, piece_bytes, monkeypatch
+):
+    monkeypatch.setattr(stored_rows, "PIECE_BYTES", piece_bytes)
     shape = make_shape(envs=1)
     small = UnrollReplay(shape, 3, make_rng(1))
     for number in range(5):  # wraps: holds 2, 3, 4
@@ -128,9 +137,10 @@ def test_a_larger_replay_goes_on_and_still_drops_the_oldest_first(make_shape, ma
 @pytest.mark.parametrize(
     ("name", "change", "text"),
     [
-        ("frames", lambda a: a[:, :, :1], "replay has frames of shape"),
+        ("frames", lambda a: a[:, :, :1], "replay has frames of uint8"),
         ("rewards", lambda a: a.astype(np.float64), "replay has rewards"),
-        ("state", lambda a: a[:, :1], "replay has state of shape"),
+        ("rewards", lambda a: np.concatenate([a, a]), "replay has rewards"),
+        ("state", lambda a: a[:, :1], "replay has state of float32"),
     ],
 )
 def test_a_state_of_another_shape_is_refused(make_shape, make_fields, name, change, text):
