@@ -27,12 +27,14 @@ VARIANTS = {
     "pong": "--env ALE/Pong-v5 --net auto --precision bf16 --checkpoint-unrolls 10 "
     "--total-frames 6400",
 }
+RANKS = 2
+"""Of all variants."""
 UPDATES_PER_ROUND = {"mlp": 1, "lstm": 2, "pong": 1}
 
 
 @pytest.fixture(scope="module")
 def reference(start, tiny, tmp_path_factory):
-    """Variant -> the folder of a run that nothing happened to."""
+    """Variant -> the folder of a run that nothing happened to, started by itself."""
     folders = {}
 
     def run(variant):
@@ -48,13 +50,13 @@ def reference(start, tiny, tmp_path_factory):
 
 
 def test_two_runs_give_the_same_bits(reference, start, tiny, tmp_path, bits):
-    again = start(f"{tiny} --lockstep {VARIANTS['mlp']}", tmp_path).wait()
+    again = start(f"{tiny} --lockstep {VARIANTS['mlp']}", tmp_path, RANKS).wait()
     assert again.rc == 0, again.text
     assert bits(again.folder) == bits(reference("mlp"))
 
 
 def test_another_seed_gives_other_bits(reference, start, tiny, tmp_path, bits):
-    other = start(f"{tiny} --lockstep {VARIANTS['mlp']} --seed 2", tmp_path).wait()
+    other = start(f"{tiny} --lockstep {VARIANTS['mlp']} --seed 2", tmp_path, RANKS).wait()
     assert other.rc == 0, other.text
     ours, theirs = bits(other.folder), bits(reference("mlp"))
     assert ours.keys() == theirs.keys()
@@ -67,7 +69,7 @@ def test_an_interrupted_run_reaches_the_same_bits(
 ):
     """``how``: the rank that kill -9 hits, or STOP."""
     options = f"{tiny} --lockstep {VARIANTS[variant]}"
-    first = start(options, tmp_path)
+    first = start(options, tmp_path, RANKS)
     first.until_saved()
     if how == "STOP":
         (first.folder / "STOP").touch()
@@ -76,7 +78,7 @@ def test_an_interrupted_run_reaches_the_same_bits(
         first.rank(how).kill()
         assert first.wait(10).rc not in (0, 2, 75), first.text
     assert not (first.folder / "DONE").exists(), "too late: the run had ended by itself"
-    second = start(options, tmp_path).wait()
+    second = start(options, tmp_path, RANKS).wait()
     assert second.rc == 0, second.text
     assert (second.folder / "DONE").exists()
     assert bits(second.folder) == bits(reference(variant))
@@ -95,7 +97,7 @@ def test_an_interrupted_run_reaches_the_same_bits(
 def test_a_damaged_replay_costs_a_checkpoint_and_no_bit(reference, start, tiny, tmp_path, bits):
     """A learner's part of the newest checkpoint is cut off: the run goes back to the one before."""
     options = f"{tiny} --lockstep {VARIANTS['lstm']}"
-    first = start(options, tmp_path)
+    first = start(options, tmp_path, RANKS)
     first.until_saved(2)
     first.rank(0).kill()
     first.wait()
@@ -103,7 +105,7 @@ def test_a_damaged_replay_costs_a_checkpoint_and_no_bit(reference, start, tiny, 
     older, newest = sorted((first.folder / "checkpoints").glob("*.h5"))[-2:]
     part = next(newest.with_suffix(".parts").glob("learner-0-*.h5"))
     part.write_bytes(part.read_bytes()[:-1])
-    second = start(options, tmp_path).wait()
+    second = start(options, tmp_path, RANKS).wait()
     assert second.rc == 0, second.text
     assert f"going on from {older.relative_to(tmp_path)}" in second.stdout, second.text
     assert f"part {part.relative_to(tmp_path)} is truncated" in second.stderr, second.text
@@ -113,11 +115,11 @@ def test_a_damaged_replay_costs_a_checkpoint_and_no_bit(reference, start, tiny, 
 def test_a_complete_run_that_lost_its_done_is_completed(start, tiny, tmp_path, bits):
     """Killed between the last checkpoint, which is not a boundary, and DONE."""
     options = f"{tiny} --lockstep --checkpoint-unrolls 4 --total-frames 200"
-    first = start(options, tmp_path).wait()
+    first = start(options, tmp_path, RANKS).wait()
     assert first.rc == 0, first.text
     before = bits(first.folder)
     (first.folder / "DONE").unlink()
-    second = start(options, tmp_path).wait()
+    second = start(options, tmp_path, RANKS).wait()
     assert second.rc == 0, second.text
     assert (second.folder / "DONE").exists()
     assert bits(second.folder) == before

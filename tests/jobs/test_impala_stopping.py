@@ -44,17 +44,17 @@ def story(start, tiny, tmp_path_factory):
     told.at_interrupt = counters(told.folder)
 
     total = told.at_interrupt["frames"] + 2000
-    told.finished = start(f"{tiny} --total-frames {total}", cwd).wait()
+    told.finished = start(f"{tiny} --total-frames {total}", cwd, 2).wait()
     told.at_finish = counters(told.folder)
     told.done = json.loads((told.folder / "DONE").read_text())
 
     told.again = start(f"{tiny} --total-frames {total}", cwd).wait()
     told.at_again = counters(told.folder)
 
-    told.raised = start(f"{tiny} --total-frames {total + 3000}", cwd).wait()
+    told.raised = start(f"{tiny} --total-frames {total + 3000}", cwd, 2).wait()
     told.at_raise = counters(told.folder)
 
-    told.timed = start(f"{tiny} {FOREVER} --max-minutes 0.01", cwd).wait()
+    told.timed = start(f"{tiny} {FOREVER} --max-minutes 0.01", cwd, 2).wait()
     return told
 
 

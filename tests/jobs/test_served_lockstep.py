@@ -44,7 +44,7 @@ VARIANTS = {
     ),
     "gorilla-global": Variant(
         "gorilla", "llaass", f"{WORKERS} --replay global --actors 2 --replay-priority 0.6 {REPLAY}",
-        (3, 0, 5, "STOP"), "replay/priorities",
+        (3, 0, "STOP"), "replay/priorities",
     ),
     "dqn": Variant(
         "dqn", "laa", f"{COMMON} --actors 2 {REPLAY}", (2, "STOP"), "loss/target/head.q.weight",

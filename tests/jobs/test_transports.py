@@ -13,13 +13,16 @@ UCX = {
     "OMPI_MCA_opal_common_ucx_tls": "any",
     "OMPI_MCA_opal_common_ucx_devices": "any",
 }
-COMMON = "--env CartPole-v1 --net mlp --precision fp32 --lockstep --run-dir run --total-frames 3000"
-JOBS = {
-    "impala": "--actors 2 --unroll-length 5 --batch-size 8 --envs-per-actor 4 --replay-fraction 0",
-    "gorilla": "--learners 1 --servers 2 --actors 1 --unroll-length 4 --envs-per-actor 2 "
-    "--replay-start 32 --replay-capacity 200 --batch-size 8",
-    "ga3c": "--actors 2 --envs-per-actor 4 --batch-size 8 --tune off",
-}
+COMMON = "--env CartPole-v1 --net mlp --precision fp32 --lockstep --run-dir run"
+IMPALA = "--unroll-length 5 --batch-size 8 --envs-per-actor 4 --replay-fraction 0"
+REPLAY = "--unroll-length 4 --replay-start 32 --replay-capacity 200 --batch-size 8"
+JOBS = {  # ranks, options
+    "impala": (3, f"--actors 2 {IMPALA} --total-frames 3000"),
+    "gorilla": (
+        4, f"--learners 1 --servers 2 --actors 1 --envs-per-actor 2 {REPLAY} --total-frames 1000",
+    ),
+    "ga3c": (3, "--actors 2 --envs-per-actor 4 --batch-size 8 --tune off --total-frames 3000"),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +37,9 @@ def ucx():
 @pytest.mark.usefixtures("ucx")
 @pytest.mark.parametrize("job", JOBS)
 def test_no_bit_depends_on_the_transport(job, start, bits, tmp_path):
+    ranks, options = JOBS[job]
     usual, other = (
-        start(f"{COMMON} {JOBS[job]}", tmp_path / name, env=env, job=job).wait()
+        start(f"{COMMON} {options}", tmp_path / name, ranks, env, job).wait()
         for name, env in (("ob1", {}), ("ucx", UCX))
     )
     for run in (usual, other):
