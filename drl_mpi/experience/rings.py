@@ -85,7 +85,7 @@ class Rings:
             page when they are first written, if not given.
 
     Attributes:
-        rows: field name -> array ``[slots, ...]``.
+        rows: field name -> array ``[slots, ...]``; without frames where a state is looked at.
         added: int64 ``[lanes]``, rows ever added; row number r lies at position r % length.
         broken: bool ``[lanes]``, the next row to come does not follow the newest one here.
         starts: bool ``[slots]``.

@@ -1,6 +1,7 @@
 """Rings in a checkpoint: what is saved, how an untrusted state is checked, how it moves in.
 
-Nothing is changed before all of a state has been checked.
+Nothing is changed before all of a state has been checked, but frames that are still in the file:
+what is wrong there is found while they are read.
 """
 
 from __future__ import annotations
@@ -67,9 +68,13 @@ def read_rings(spec: EnvSpec, state: State) -> tuple[Rings, StoredRows]:
     stored = state.get("rows")
     if not isinstance(stored, Mapping):
         raise ValueError("the checkpoint's replay has no rows: it is damaged, or of another kind")
-    first, *others = row_fields(spec)
-    frames = _checked(stored, first.name, first.dtype, (used, *first.shape))
-    rows = {field.name: array(stored, field.name, field.dtype, (used,)) for field in others}
+    fields = {field.name: field for field in row_fields(spec)}
+    frame = fields.pop("frames")
+    frames = _checked(stored, frame.name, frame.dtype, (used, *frame.shape))
+    rows = {
+        field.name: array(stored, field.name, field.dtype, (used, *field.shape))
+        for field in fields.values()
+    }
     check_values(rows, spec.num_actions, "the checkpoint's replay")
     if used and rows["begins"].max() > GAP:
         raise ValueError(

@@ -84,6 +84,7 @@ class UnrollReplay:
 
         Raises:
             ValueError: when it holds more entries than fit, or entries of another shape.
+            OSError: for rows that cannot be read from an open file. Some have been replaced.
         """
         rows = state["rows"]
         size = len(rows["actions"])

@@ -97,13 +97,15 @@ def load(path: PathLike) -> dict[str, Any]:
 def opened(path: PathLike, group: str = "") -> Iterator[dict[str, Any]]:
     """The state that was saved to `path`, as `load` gives it, while the file is open.
 
-    Of the top level's `group`, arrays of numbers from 16 MiB on stay in the file: they are
+    In the top level's `group`, arrays of numbers from 16 MiB on stay in the file: they are
     `StoredArray`s, with shape, dtype, length, and slices that are read as they are asked for. So a
-    replay of many GB can be restored without a second copy of it in memory.
+    replay of many GB can be restored without a second copy of its frames in memory.
 
-    Raises CheckpointError as `load` does. A slice raises OSError if the disk fails meanwhile.
+    Raises CheckpointError as `load` does. A slice raises OSError if it cannot be read, and
+    RuntimeError once the file is closed.
     """
-    with contextlib.ExitStack() as stack:
+    stack = contextlib.ExitStack()
+    try:
         with _explained(Path(path)):
             # first the kind: to open a pipe or a device may block or do something
             if not stat.S_ISREG(Path(path).stat().st_mode):
@@ -114,10 +116,13 @@ def opened(path: PathLike, group: str = "") -> Iterator[dict[str, Any]]:
                 reading.open_file(fd, lambda node: node.path[0] == group and _is_large(node))
             )
         yield state
+    finally:
+        with _explained(Path(path)):
+            stack.close()
 
 
 def _is_large(node: reading.Node) -> bool:
-    if node.dtype is None or node.dtype == np.bool_ or not node.shape:
+    if node.dtype is None or node.dtype == np.bool_ or not node.shape or len(node.path) == 1:
         return False
     return math.prod(node.shape) * node.dtype.itemsize >= STORED_BYTES
 

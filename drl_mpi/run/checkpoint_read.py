@@ -51,14 +51,19 @@ class StoredArray:
         self.shape = node.shape
         self.dtype = node.dtype
 
+    __iter__ = None
+
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: slice) -> np.ndarray[Any, Any]:
-        """Successive rows of axis 0; OSError if they cannot be read."""
-        start, stop, step = rows.indices(len(self))
-        if step != 1:
-            raise IndexError(f"rows {rows} of an array in a checkpoint: only successive ones")
+        """Successive rows of axis 0.
+
+        Raises OSError if they cannot be read, TypeError for anything but a slice without a step.
+        """
+        if not isinstance(rows, slice) or rows.step not in (None, 1):
+            raise TypeError(f"[{rows}] of an array in a checkpoint: only successive rows, [a:b]")
+        start, stop, _ = rows.indices(len(self))
         found = np.empty((max(0, stop - start), *self.shape[1:]), self.dtype)
         if found.size:
             there = self._dataset.get_space()

@@ -12,6 +12,11 @@ from drl_mpi.run.layout import Layout
 class Job(Protocol):
     """What can be launched: a config that knows how to prepare and play its system."""
 
+    @property
+    def patience_s(self) -> float:
+        """Seconds that ranks may take to start and to load."""
+        ...
+
     def wanted(self, ranks: int | None) -> Mapping[str, int | None]:
         """Ranks per role, as ``layout.plan`` takes them: ``None`` to choose.
 

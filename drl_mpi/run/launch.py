@@ -29,6 +29,8 @@ from drl_mpi.run.requeue import early_signals
 
 log = logging.getLogger(__name__)
 
+VERDICTS = 6
+"""Times the usual patience that the first rank may take to look at the run folder."""
 FORWARD_S = 0.2
 """Seconds that a launcher gets to show a rank's last words before the abort's notice, which takes
 another way, overtakes them."""
@@ -53,7 +55,7 @@ def main(presets: Mapping[str, J], argv: Sequence[str] | None = None) -> None:
         job.check()
         if launched is None:
             sys.exit(relaunch(job, [sys.argv[0], *arguments], signals))
-        _leave(_rank_main(job, launched[1]))
+        _leave(_rank_main(job, *launched))
     except UsageError as error:
         first = launched[0] == 0 if launched else os.environ.get("SLURM_PROCID", "0") == "0"
         if first:
@@ -127,10 +129,15 @@ def _description(job: Job, presets: Sequence[str]) -> str:
     return f"{type(job).__doc__}\n\nPresets of all defaults: --preset {' | '.join(presets)}"
 
 
-def _rank_main(job: Job, size: int) -> int:
+def _rank_main(job: Job, rank: int, size: int) -> int:
+    from drl_mpi.comm.guard import Guard
+    from drl_mpi.comm.poller import Poller
     from drl_mpi.comm.world import connect, library_version
 
-    world = connect()
+    guard = Guard(rank)
+    with guard.bounded(job.patience_s, "MPI_Init"):
+        world = connect()
+    guard.close()
     if world.size != size:
         raise UsageError(
             f"the launcher started {size} ranks, but MPI sees {world.size}: its mpirun does not "
@@ -139,10 +146,12 @@ def _rank_main(job: Job, size: int) -> int:
         )
     try:
         here = (socket.gethostname(), usable_cores(), job.gpus())
+        world.meet(Poller(job.patience_s), "all ranks")
         ranks = world.gather(here)
-        verdict: str | tuple[Layout, Any] = world.share(
-            None if ranks is None else _verdict(job, ranks)
-        )
+        decided = None if ranks is None else _verdict(job, ranks)
+        # It may have looked at replays of all learners, from a slow disk.
+        world.meet(Poller(VERDICTS * job.patience_s), "the first rank to look at the run folder")
+        verdict: str | tuple[Layout, Any] = world.share(decided)
         if isinstance(verdict, str):
             world.leave()
             raise UsageError(verdict)

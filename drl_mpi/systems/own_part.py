@@ -78,7 +78,12 @@ class OwnPart:
                 if kept.get("loss"):
                     loss.restore(kept["loss"])
                 updating.restore_keepsakes(kept)
-            except (KeyError, OSError, TypeError, ValueError) as error:
+            except OSError as error:
+                raise CheckpointError(
+                    f"the part of {self._name}... of checkpoint {checkpoint} cannot be read: "
+                    f"{error}; use another checkpoint"
+                ) from error
+            except (KeyError, TypeError, ValueError) as error:
                 raise CheckpointError(
                     f"the part of {self._name}... of checkpoint {checkpoint} lacks or garbles "
                     f"{error}; use another checkpoint"

@@ -250,6 +250,11 @@ class System(RunConfig):
             raise UsageError(f"the optimiser's settings cannot work: {error}") from error
 
     @property
+    def patience_s(self) -> float:
+        """See ``run.job.Job.patience_s``."""
+        return max(self.silence_timeout, SILENCE_S)
+
+    @property
     def uses_gpus(self) -> bool:
         """See ``run.job.Job.uses_gpus``."""
         return self.device != "cpu"
@@ -322,13 +327,15 @@ class System(RunConfig):
         world.meet(patient(self), "the other ranks to load")
         complete = bool(ready.run())
         complete = world.share_flag(complete, poller, "the first learner to finish")
+        # MPI's own leave would wait for ever.
+        world.meet(patient(self), "the other ranks to finish")
         log.info("%s", "finished" if complete else "stopped early")
         return EXIT_OK if complete else EXIT_STOPPED
 
 
 def patient(config: System) -> Poller:
     """Waits for ranks that load: seconds, or minutes from a slow disk. That is no silence."""
-    return Poller(max(config.silence_timeout, SILENCE_S))
+    return Poller(config.patience_s)
 
 
 ACTOR_NICENESS = 5

@@ -1,6 +1,7 @@
 """Replay: what is kept, what gives way, what is drawn, and how it goes on after a restart."""
 
 import copy
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from drl_mpi.experience import Batch, UnrollReplay
 from drl_mpi.experience import stored as stored_rows
 from drl_mpi.experience.rng import make_rng, pack_rng, unpack_rng
 from drl_mpi.experience.unroll import PER_ENVIRONMENT, UnrollShape
+from drl_mpi.run import checkpoint
 
 
 def labels(samples):
@@ -86,18 +88,21 @@ def test_draws_are_with_replacement_and_vary(make_shape, make_fields):
 @pytest.mark.parametrize("piece_bytes", [1, 300, stored_rows.PIECE_BYTES])
 @pytest.mark.parametrize("added", [2, 9])
 def test_a_restored_replay_goes_on_bit_for_bit(
-    make_shape, make_fields, added, piece_bytes, monkeypatch
+    make_shape, make_fields, added, piece_bytes, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(stored_rows, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(checkpoint, "STORED_BYTES", 100)
     shape = make_shape(envs=2)
     straight = UnrollReplay(shape, 7, make_rng(3))
     for number in range(added):
         straight.add(make_fields(shape, number))
     straight.sample(5)
-    state = copy.deepcopy(straight.state())
+    checkpoint.save(tmp_path / "c.h5", {"replay": straight.state()})
     resumed = UnrollReplay(shape, 7, make_rng(99))
     resumed.add(make_fields(shape, 50))  # forgotten
-    resumed.restore(state)
+    with checkpoint.opened(tmp_path / "c.h5", "replay") as state:
+        assert not isinstance(state["replay"]["rows"]["frames"], np.ndarray)
+        resumed.restore(state["replay"])
     for number in range(added, added + 5):
         left, right = straight.sample(6), resumed.sample(6)
         for name, values in left.items():
@@ -107,6 +112,29 @@ def test_a_restored_replay_goes_on_bit_for_bit(
         assert straight.size == resumed.size
         for name, rows in straight.state()["rows"].items():
             np.testing.assert_array_equal(rows, resumed.state()["rows"][name])
+
+
+@pytest.mark.parametrize("capacity", [500, 600])
+def test_restoring_takes_no_second_copy(capacity, tmp_path):
+    spec = EnvSpec("Numbers", (84, 84), "uint8", 4, 6, 4)
+    shape = UnrollShape(spec, 20, 20)
+    made, resumed = (UnrollReplay(shape, size, make_rng(1)) for size in (500, capacity))
+    fields = {f.name: np.zeros(f.shape, f.dtype) for f in shape.record().fields}
+    for number in range(30):  # 84 MB of frames
+        fields["frames"][...] = number
+        made.add(fields)
+    checkpoint.save(tmp_path / "c.h5", {"replay": made.state()})
+    for rows in resumed._rows.values():
+        rows.fill(1)
+    tracemalloc.start()
+    try:
+        with checkpoint.opened(tmp_path / "c.h5", "replay") as state:
+            resumed.restore(state["replay"])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert resumed.size == made.size == 500
+    assert peak < 30e6, peak
 
 
 def test_an_empty_replay_has_a_state_too(make_shape):

@@ -28,6 +28,16 @@ def test_an_exception_in_one_environment(ranks, start, tiny, tmp_path):
     check(run, 2, "RuntimeError: the pole broke")
 
 
+def test_an_environment_that_does_not_close_is_not_waited_for_for_ever(start, tmp_path):
+    options = "--env faulty_envs:Faulty-v0 --net mlp --precision fp32 --actors 2 --run-dir run"
+    limits = "--envs-per-actor 4 --batch-size 4 --total-frames 400 --silence-timeout 2 --tune off"
+    fault = {"DRL_TEST_FAULT": "close:2:0"}
+    run = start(f"{options} {limits}", tmp_path, 3, fault, job="ga3c").wait(40)
+    assert run.rc not in (0, 2, 75), run.text
+    assert "for the other ranks to finish, longer than" in run.stderr, run.text
+    assert (run.folder / "DONE").exists(), "all was done but that"
+
+
 def test_a_reward_that_is_not_a_number_stops_the_learner(start, tiny, tmp_path):
     run = start(f"{tiny} {OPTIONS}", tmp_path, env={"DRL_TEST_FAULT": "nan:1:37"}).wait()
     check(run, 0, "DivergenceError: the gradient of update")

@@ -25,7 +25,7 @@ VARIANTS = {
     "lstm": "--core lstm --replay-fraction 0.5 --replay-capacity 64 --envs-per-actor 4 "
     "--checkpoint-unrolls 30 --total-frames 4000",
     "pong": "--env ALE/Pong-v5 --net auto --precision bf16 --checkpoint-unrolls 10 "
-    "--total-frames 6400",
+    "--total-frames 4000",
 }
 RANKS = 2
 """Of all variants."""
@@ -76,7 +76,7 @@ def test_an_interrupted_run_reaches_the_same_bits(
         assert first.wait().rc == 75, first.text
     else:
         first.rank(how).kill()
-        assert first.wait(10).rc not in (0, 2, 75), first.text
+        assert first.wait(60).rc not in (0, 2, 75), first.text
     assert not (first.folder / "DONE").exists(), "too late: the run had ended by itself"
     second = start(options, tmp_path, RANKS).wait()
     assert second.rc == 0, second.text

@@ -1,6 +1,7 @@
 """kill -9 at any moment, again and again: the run goes on from its last checkpoint, and completes.
 
-DRL_MPI_TEST_KILLS=50 kills each run 50 times; DRL_MPI_TEST_SEED=7 at other moments.
+DRL_MPI_TEST_KILLS=50 kills each run 50 times; DRL_MPI_TEST_SEED=7 at other moments. By default the
+run with all roles is killed 4 times, others twice.
 """
 
 import os
@@ -9,7 +10,7 @@ import time
 
 import pytest
 
-KILLS = int(os.environ.get("DRL_MPI_TEST_KILLS", "4"))
+KILLS = int(os.environ.get("DRL_MPI_TEST_KILLS", "0"))
 SEED = int(os.environ.get("DRL_MPI_TEST_SEED", "1"))
 
 COMMON = (
@@ -62,7 +63,8 @@ def test_it_resumes_whatever_is_killed_whenever(name, start, tmp_path, progress)
     job, options = RUNS[name]
     layout, ranks = ranks_of(name, 2, 2, 2)
     rng, folder, resumed = random.Random(SEED), tmp_path / "run", 0
-    for number in range(KILLS):
+    kills = KILLS or (4 if name == "gorilla-global" else 2)
+    for number in range(kills):
         before = newest(folder)
         run = start(f"{options} {layout} --total-frames 1e9", tmp_path, ranks, job=job)
         if number % 4 < 3:  # mostly somewhere between two checkpoints, or within one
@@ -77,7 +79,7 @@ def test_it_resumes_whatever_is_killed_whenever(name, start, tmp_path, progress)
         assert began == (before or None) or (began is None and after == before), run.text
         assert after >= before
         resumed += began is not None
-    assert resumed or KILLS < 2
+    assert resumed or kills < 2
     before = newest(folder)
     total = before + 4000
     layout, ranks = ranks_of(name, 3, 1, 3)  # may change: a learner more has no replay yet

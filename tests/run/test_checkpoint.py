@@ -1,5 +1,7 @@
 """Checkpoints come back bit for bit, and no accident while saving takes the earlier one away."""
 
+import contextlib
+import ctypes
 import errno
 import os
 import random
@@ -115,16 +117,38 @@ def test_large_arrays_of_one_group_stay_in_the_file(replay):
                 slice(n // 2, n + 9), slice(n, n + 1), slice(9, 3), slice(-5, None),
             ):  # fmt: skip
                 assert plain(array[part]) == plain(expected[part])
-            with pytest.raises(IndexError, match="only successive ones"):
-                array[::2]
+            for wrong in (0, "rows", slice(None, None, 2), slice(None, None, -1)):
+                with pytest.raises(TypeError, match="only successive rows"):
+                    array[wrong]
+            for kind in (list, dict):  # not empty, but refused
+                with pytest.raises(TypeError):
+                    kind(array)
 
 
 def test_an_open_checkpoint_is_closed_and_its_users_errors_are_theirs(replay):
     path, _ = replay
-    before = sum(1 for _ in Path("/proc/self/fd").iterdir())
     with pytest.raises(FileNotFoundError, match="mine"), opened(path, "replay"):
         raise FileNotFoundError("mine")
-    assert sum(1 for _ in Path("/proc/self/fd").iterdir()) == before
+    files = [str(fd.readlink()) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
+    assert str(path) not in files
+
+
+def test_a_group_that_is_an_array_is_no_group(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "STORED_BYTES", 0)
+    save(tmp_path / "c.h5", {"replay": np.arange(9)})
+    with opened(tmp_path / "c.h5", "replay") as found:
+        assert plain(found["replay"]) == plain(np.arange(9))
+
+
+def test_what_goes_wrong_at_closing_is_explained(replay, monkeypatch):
+    @contextlib.contextmanager
+    def open_file(_fd, _stored):
+        yield {"x": 1}
+        raise RuntimeError("HDF5 cannot close")
+
+    monkeypatch.setattr(checkpoint_read, "open_file", open_file)
+    with pytest.raises(CheckpointError, match=r"c\.h5 cannot be read: HDF5 cannot close"):
+        load(replay[0])
 
 
 def test_an_opened_checkpoint_must_be_good(replay, tmp_path):
@@ -443,7 +467,7 @@ def run_script(*arguments, limit=60):
 
 
 def test_kill_9_while_saving_leaves_a_good_checkpoint(tmp_path):
-    done = run_script("kill", tmp_path)
+    done = run_script("kill", tmp_path, limit=240)
     assert done.returncode == 0, done.stderr
     interrupted = int(done.stdout)
     assert interrupted >= 3, "no kill hit a save: the test tests nothing"
@@ -460,6 +484,7 @@ def kill_script(folder):
         writers += 1
         writer = os.fork()
         if writer == 0:
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with this one
             for frames in range(last + 1, 10**6):
                 checkpoints.save(frames, {"frames": frames, "x": np.full(400_000, frames)})
         time.sleep(rng.uniform(0.01, 0.12) * max(1, writers / 20))

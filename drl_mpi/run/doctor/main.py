@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import faulthandler
 import io
 import math
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
+from drl_mpi.comm.guard import Guard
 from drl_mpi.errors import EXIT_OK, EXIT_USAGE, UsageError
 from drl_mpi.run.doctor import library, look, report, survey
 from drl_mpi.run.doctor.checks import judge
@@ -125,8 +125,9 @@ def _examine(launch: Launch, options: argparse.Namespace) -> Survey | None:
     if launch.launcher is Launcher.SRUN_ALONE:
         # Some MPI libraries end a process that they find in this position.
         return survey.alone(launch, options.run_dir, mpirun, here) if first else None
+    guard = Guard(launch.rank)
     try:
-        with _bounded(START_S):
+        with guard.bounded(START_S, "MPI_Init"):
             comm, mpi = library.start_on_all_ranks(launch.launcher)
     except Exception as error:
         text = " ".join(str(error).split())
@@ -146,26 +147,9 @@ def _examine(launch: Launch, options: argparse.Namespace) -> Survey | None:
     else:  # a world of one that does not know of the others: the first of them tells
         found = None
     if found is None or not found.broken:
-        with _bounded(START_S):
+        with guard.bounded(START_S, "MPI_Finalize"):
             library.finalize()
     return found
-
-
-@contextlib.contextmanager
-def _bounded(seconds: float) -> Iterator[None]:
-    """Ends this process, saying where it was, if MPI's calls do not return in time.
-
-    They hold Python's lock meanwhile, so that no thread or signal handler could.
-    """
-    try:
-        faulthandler.dump_traceback_later(seconds, exit=True)
-    except (OSError, ValueError, RuntimeError):  # no stderr to write to
-        yield
-        return
-    try:
-        yield
-    finally:
-        faulthandler.cancel_dump_traceback_later()
 
 
 def _tell(found: Survey, options: argparse.Namespace) -> int:

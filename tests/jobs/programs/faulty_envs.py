@@ -1,14 +1,18 @@
 """CartPole that writes down its seeds and goes wrong where DRL_TEST_FAULT says.
 
 DRL_TEST_FAULT="raise:2:37": the second environment of rank 2 raises at its 37th step. "nan:2:37":
-it gives the reward NaN there. DRL_TEST_SEEDS: a file that gets a line "rank seed" per seeded reset.
+it gives the reward NaN there. "close:2:0": those of rank 2 do not close, for which others wait no
+more than 2 seconds. DRL_TEST_SEEDS: a file that gets a line "rank seed" per seeded reset.
 """
 
 import os
+import time
 from pathlib import Path
 
 import gymnasium
 from gymnasium.envs.classic_control import CartPoleEnv
+
+from drl_mpi.systems import system
 
 RANK = os.environ.get("OMPI_COMM_WORLD_RANK", "-1")
 
@@ -40,5 +44,12 @@ class Faulty(CartPoleEnv):
                 reward = float("nan")
         return observation, reward, terminated, truncated, info
 
+    def close(self):
+        if self._kind == "close":
+            time.sleep(60)
+
 
 gymnasium.register("Faulty-v0", entry_point=Faulty, max_episode_steps=500)
+
+if os.environ.get("DRL_TEST_FAULT", "").startswith("close"):
+    system.SILENCE_S = 2.0
