@@ -401,8 +401,9 @@ class Tuner:
             self._decide(verdict, *comparison.throughputs(), now)
             return
         self._setting = self._proposal if comparison.proposals_turn else self._incumbent
-        if comparison.windows > 1:  # until then the last decision can be read
-            self.said = f"trying {self._step()} ({comparison.windows} windows)"
+        count = comparison.windows
+        if count > 1 or not self.history:  # until then the last decision can be read
+            self.said = f"trying {self._step()} ({count} window{'s' * (count > 1)})"
 
     def _stall(self, now: float) -> None:
         """Begins anew with a proposal that trains nothing, for that may be an idle spell; once."""

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from drl_mpi import systems
 from drl_mpi.bench.command import Parser, draw_or_say, guard, split_job_options
 from drl_mpi.bench.style import BLUE, GREEN, GREY, LIGHT, ORANGE, picture, picture_path
 from drl_mpi.errors import UsageError
@@ -26,7 +27,11 @@ if TYPE_CHECKING:
 
     from drl_mpi.systems.system import System
 
-SYSTEMS = ("impala", "gorilla", "a3c", "ga3c", "dqn")
+SYSTEMS = sorted(
+    path.stem
+    for path in Path(systems.__path__[0]).glob("*.py")
+    if "\nPRESETS" in path.read_text(encoding="utf-8")
+)
 COLOUR = {Role.LEARNER: BLUE, Role.SERVER: ORANGE, Role.ACTOR: LIGHT}
 ORDER = (Role.LEARNER, Role.SERVER, Role.ACTOR)
 HOSTS_ACROSS, MOST_HOSTS = 4, 16
@@ -53,7 +58,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _parse(words: Sequence[str]) -> Namespace:
     parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("--system", choices=SYSTEMS, default=SYSTEMS[0])
+    parser.add_argument("--system", choices=SYSTEMS, default="impala")
     parser.add_argument("--nodes", type=int, default=1, help="hosts")
     parser.add_argument("--ntasks-per-node", type=int, default=16, help="ranks of each")
     parser.add_argument("--gpus-per-node", type=int, default=0, help="GPUs of each")

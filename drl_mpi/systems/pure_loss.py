@@ -7,7 +7,7 @@ from typing import Any
 
 
 class PureLoss:
-    """What such a loss answers to the learner; see ``roles.learner.Loss``."""
+    """What such a loss answers to the learner; see ``roles.loss.Loss``."""
 
     def prepare(self, version: int) -> None:
         """Nothing to prepare."""

@@ -189,11 +189,16 @@ class System(RunConfig):
 
     def record_envs(self, layout: Layout) -> int:
         """Environments per record of an unroll: a divisor of ``envs_per_actor``."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{self.name} does not say how many environments a record of an unroll holds: define "
+            "record_envs(); envs_per_actor is right unless batches or learners cut them"
+        )
 
     def updates_per_round(self, layout: Layout) -> int:
         """Updates that one unroll of every actor makes; whole in lock-step."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{self.name} does not say how many updates a round makes: define updates_per_round()"
+        )
 
     def warm_up_unrolls(self, layout: Layout) -> int:  # noqa: ARG002
         """Unrolls of every actor before the first update; whole in lock-step."""

@@ -565,9 +565,10 @@ def test_what_it_says() -> None:
     world = World(hill(Setting(2, 1, 2)), Setting(2, 1, 2))
     world.settle()
     assert world.said[0] == "waiting for the first trained steps"
-    assert world.said[1:4] == [f"trying predictors 1->2 ({n} windows)" for n in (2, 3, 4)]
-    assert world.said[7] == "predictors 1->2: +11% kept"
-    assert world.said[8] == "trying actors 2->1 (2 windows)"
+    assert world.said[1] == "trying predictors 1->2 (1 window)", "from the first trained steps on"
+    assert world.said[2:5] == [f"trying predictors 1->2 ({n} windows)" for n in (2, 3, 4)]
+    assert world.said[8] == "predictors 1->2: +11% kept"
+    assert world.said[9] == "trying actors 2->1 (2 windows)"
     assert world.said[-1] == "settled: 2 predictors, 1 trainer, 2 actors"
 
 

@@ -1,5 +1,7 @@
 """A call that does not return, and holds Python's lock, ends its process with one line."""
 
+import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -11,8 +13,11 @@ import pytest
 PROGRAM = Path(__file__).parent / "programs" / "late.py"
 
 
-def script(body):
-    words = f"import ctypes, time\nfrom drl_mpi.comm.guard import Guard\nguard = Guard(3)\n{body}"
+def script(body, before=""):
+    words = (
+        f"import ctypes, time\n{before}\nfrom drl_mpi.comm.guard import Guard\n"
+        f"guard = Guard(3)\n{body}"
+    )
     began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", words], capture_output=True, text=True, timeout=60, check=False
@@ -39,6 +44,75 @@ def test_calls_that_return_are_not_ended():
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "went on\n", "")
     assert took >= 4
+
+
+@pytest.mark.parametrize("end", ["2>&-", "<&- 2>&-", "2>/dev/full"])
+def test_who_cannot_speak_ends_it_all_the_same(end):
+    words = (
+        "import ctypes\nfrom drl_mpi.comm.guard import Guard\nguard = Guard(0)\n"
+        "with guard.bounded(0.5, 'MPI_Init'):\n    ctypes.PyDLL(None).sleep(50)\n"
+    )
+    done = subprocess.run(
+        ["bash", "-c", f'"$0" -c "$1" {end}', sys.executable, words], timeout=40, check=False
+    )
+    assert done.returncode == 137
+
+
+def test_a_stderr_that_nobody_reads_ends_it_all_the_same():
+    theirs, ours = os.pipe()
+    os.set_blocking(ours, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(ours, b"x" * 4096)
+    os.set_blocking(ours, True)
+    words = (
+        "import ctypes\nfrom drl_mpi.comm.guard import Guard\nguard = Guard(0)\n"
+        "with guard.bounded(0.5, 'MPI_Init'):\n    ctypes.PyDLL(None).sleep(50)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", words], stderr=ours, timeout=40, check=False)
+    os.close(ours)
+    os.close(theirs)
+    assert done.returncode == -9
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "import os, signal; os.kill(guard._child, signal.SIGKILL); time.sleep(0.3)\n",
+        "import os, signal\nfor n in (1, 2, 10, 12, 14, 15, 20): os.kill(guard._child, n)\n",
+    ],
+    ids=["killed", "signals"],
+)
+def test_harm_to_the_child_does_none_to_the_process(harm):
+    done, _ = script(
+        f"{harm}with guard.bounded(9, 'one'):\n    pass\nguard.close()\nprint('went on')\n"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "went on\n", "")
+
+
+def test_signals_do_not_end_the_watch():
+    done, _ = script(
+        "import os, signal\nfor n in (1, 2, 10, 12, 14, 15, 20): os.kill(guard._child, n)\n"
+        "with guard.bounded(0.5, 'MPI_Init'):\n    ctypes.PyDLL(None).sleep(50)\n"
+    )
+    assert done.returncode == -9
+    assert "MPI_Init has not returned" in done.stderr
+
+
+def test_a_process_whose_children_leave_by_themselves():
+    done, _ = script(
+        "guard.close()\nprint('went on')\n", "import signal; signal.signal(17, signal.SIG_IGN)"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "went on\n", "")
+
+
+def test_without_a_child_it_goes_on():
+    done, _ = script(
+        "with guard.bounded(0.1, 'one'):\n    time.sleep(1)\nguard.close()\nprint('went on')\n",
+        "import os; os.fork = lambda: os.open('/none/there', 0)",
+    )
+    assert (done.returncode, done.stdout) == (0, "went on\n")
+    assert "rank 3: nobody watches over MPI_Init: [Errno 2]" in done.stderr
 
 
 @pytest.mark.parametrize("how", ["guard.close()\n", "", "import os; os._exit(0)\n"])
