@@ -48,12 +48,7 @@ def main() -> None:
                     *("--max-minutes", options.minutes, "--log-seconds", 5),
                     *("--run-dir", folder / "run", *job),
                     cwd=folder,
-                    env={
-                        "DRL_MPI_HOME": str(ROOT),
-                        "PYTHON": sys.executable,
-                        # Of two nodes each rank would have twice the cores, in name.
-                        "OMP_THREAD_LIMIT": "1",
-                    },
+                    env={"DRL_MPI_HOME": str(ROOT), "PYTHON": sys.executable},
                 )
                 box.wait(number, timeout=120 + 90 * options.minutes)
                 with (folder / "run" / "progress.csv").open() as file:
