@@ -66,10 +66,17 @@ class StoredArray:
         start, stop, _ = rows.indices(len(self))
         found = np.empty((max(0, stop - start), *self.shape[1:]), self.dtype)
         if found.size:
-            there = self._dataset.get_space()
-            there.select_hyperslab((start, *(0,) * (found.ndim - 1)), found.shape)
-            self._dataset.read(h5s.create_simple(found.shape), there, found)
+            self._dataset.read(*slab_spaces(self._dataset, start, found), found)
         return found
+
+
+def slab_spaces(dataset: Any, start: int, slab: np.ndarray[Any, Any]) -> tuple[Any, Any]:
+    """HDF5's spaces of `slab` in memory, and of its rows from `start` on in the file."""
+    if not slab.ndim:
+        return h5s.ALL, h5s.ALL
+    there = dataset.get_space()
+    there.select_hyperslab((start, *(0,) * (slab.ndim - 1)), slab.shape)
+    return h5s.create_simple(slab.shape), there
 
 
 @contextmanager

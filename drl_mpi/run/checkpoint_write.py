@@ -261,11 +261,8 @@ def _slabs(item: Item) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
 
 
 def _transfer(dataset: Any, start: int, slab: np.ndarray[Any, Any], *, write: bool) -> None:
-    here, there = h5s.ALL, h5s.ALL
-    if slab.ndim:
-        here, there = h5s.create_simple(slab.shape), dataset.get_space()
-        there.select_hyperslab((start, *(0,) * (slab.ndim - 1)), slab.shape)
-    (dataset.write if write else dataset.read)(here, there, slab)
+    spaces = reading.slab_spaces(dataset, start, slab)
+    (dataset.write if write else dataset.read)(*spaces, slab)
 
 
 def _checksum(slab: np.ndarray[Any, Any]) -> int:

@@ -13,20 +13,31 @@ import pytest
 PROGRAM = Path(__file__).parent / "programs" / "late.py"
 
 
-def script(body, before=""):
-    words = (
+STUCK = "with guard.bounded(0.5, 'MPI_Init'):\n    ctypes.PyDLL(None).sleep(50)\n"
+"""It holds Python's lock."""
+
+
+def words(body, before=""):
+    return (
         f"import ctypes, time\n{before}\nfrom drl_mpi.comm.guard import Guard\n"
         f"guard = Guard(3)\n{body}"
     )
+
+
+def script(body, before=""):
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", words], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", words(body, before)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     return done, time.monotonic() - began
 
 
 def test_a_call_that_holds_pythons_lock():
-    done, took = script("with guard.bounded(0.5, 'MPI_Init'):\n    ctypes.PyDLL(None).sleep(50)\n")
+    done, took = script(STUCK)
     assert done.returncode == -9
     assert took < 40
     assert done.stderr.startswith("rank 3 on ")
@@ -48,12 +59,8 @@ def test_calls_that_return_are_not_ended():
 
 @pytest.mark.parametrize("end", ["2>&-", "<&- 2>&-", "2>/dev/full"])
 def test_who_cannot_speak_ends_it_all_the_same(end):
-    words = (
-        "import ctypes\nfrom drl_mpi.comm.guard import Guard\nguard = Guard(0)\n"
-        "with guard.bounded(0.5, 'MPI_Init'):\n    ctypes.PyDLL(None).sleep(50)\n"
-    )
     done = subprocess.run(
-        ["bash", "-c", f'"$0" -c "$1" {end}', sys.executable, words], timeout=40, check=False
+        ["bash", "-c", f'"$0" -c "$1" {end}', sys.executable, words(STUCK)], timeout=40, check=False
     )
     assert done.returncode == 137
 
@@ -65,11 +72,9 @@ def test_a_stderr_that_nobody_reads_ends_it_all_the_same():
         while True:
             os.write(ours, b"x" * 4096)
     os.set_blocking(ours, True)
-    words = (
-        "import ctypes\nfrom drl_mpi.comm.guard import Guard\nguard = Guard(0)\n"
-        "with guard.bounded(0.5, 'MPI_Init'):\n    ctypes.PyDLL(None).sleep(50)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", words(STUCK)], stderr=ours, timeout=40, check=False
     )
-    done = subprocess.run([sys.executable, "-c", words], stderr=ours, timeout=40, check=False)
     os.close(ours)
     os.close(theirs)
     assert done.returncode == -9
@@ -92,8 +97,7 @@ def test_harm_to_the_child_does_none_to_the_process(harm):
 
 def test_signals_do_not_end_the_watch():
     done, _ = script(
-        "import os, signal\nfor n in (1, 2, 10, 12, 14, 15, 20): os.kill(guard._child, n)\n"
-        "with guard.bounded(0.5, 'MPI_Init'):\n    ctypes.PyDLL(None).sleep(50)\n"
+        "import os, signal\nfor n in (1, 2, 10, 12, 14, 15, 20): os.kill(guard._child, n)\n" + STUCK
     )
     assert done.returncode == -9
     assert "MPI_Init has not returned" in done.stderr

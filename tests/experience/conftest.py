@@ -1,4 +1,6 @@
-"""Fields of unrolls whose every number tells where it came from."""
+"""Fields of unrolls whose every number tells where it came from; what restoring a replay takes."""
+
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ import pytest
 from drl_mpi.comm.record import Slot
 from drl_mpi.envs import EnvSpec
 from drl_mpi.experience.unroll import UnrollShape
+from drl_mpi.run import checkpoint
 
 SPEC = EnvSpec("Numbers", (2, 3), "uint8", stack=3, num_actions=4, action_repeat=4)
 
@@ -42,3 +45,20 @@ def make_fields():
         return slot.fields
 
     return make
+
+
+@pytest.fixture
+def peak_of_restoring(tmp_path):
+    """peak_of_restoring(made, resumed) -> bytes that it takes beside what `resumed` has already."""
+
+    def peak(made, resumed):
+        checkpoint.save(tmp_path / "c.h5", {"replay": made.state()})
+        tracemalloc.start()
+        try:
+            with checkpoint.opened(tmp_path / "c.h5", "replay") as state:
+                resumed.restore(state["replay"])
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    return peak

@@ -1,7 +1,6 @@
 """Replay in a checkpoint: it goes on alike, moves into other lanes, and damage is refused."""
 
 import copy
-import tracemalloc
 from functools import partial
 from unittest import mock
 
@@ -59,7 +58,7 @@ def test_a_restored_replay_goes_on_bit_for_bit(kind, unrolls, piece_bytes, tmp_p
 
 @pytest.mark.parametrize("length", [5000, 7000])
 @pytest.mark.parametrize("kind", KINDS)
-def test_restoring_takes_no_second_copy(kind, length, tmp_path):
+def test_restoring_takes_no_second_copy(kind, length, peak_of_restoring):
     spec = EnvSpec("Numbers", (84, 84), "uint8", 4, 6, 4)
     made, resumed = (
         kind(spec, 2, 2 * rows, 3, make_rng(1)) for rows in (5000, length)
@@ -70,16 +69,9 @@ def test_restoring_takes_no_second_copy(kind, length, tmp_path):
     for number in range(6):
         fields["frames"][...] = number
         made.add(0, fields)
-    checkpoint.save(tmp_path / "c.h5", {"replay": made.state()})
     for rows in resumed._rings.rows.values():
         rows.fill(1)
-    tracemalloc.start()
-    try:
-        with checkpoint.opened(tmp_path / "c.h5", "replay") as state:
-            resumed.restore(state["replay"])
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    peak = peak_of_restoring(made, resumed)
     assert resumed.size == made.size
     assert peak < 30e6, peak
 

@@ -1,7 +1,6 @@
 """Replay: what is kept, what gives way, what is drawn, and how it goes on after a restart."""
 
 import copy
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -115,7 +114,7 @@ def test_a_restored_replay_goes_on_bit_for_bit(
 
 
 @pytest.mark.parametrize("capacity", [500, 600])
-def test_restoring_takes_no_second_copy(capacity, tmp_path):
+def test_restoring_takes_no_second_copy(capacity, peak_of_restoring):
     spec = EnvSpec("Numbers", (84, 84), "uint8", 4, 6, 4)
     shape = UnrollShape(spec, 20, 20)
     made, resumed = (UnrollReplay(shape, size, make_rng(1)) for size in (500, capacity))
@@ -123,16 +122,9 @@ def test_restoring_takes_no_second_copy(capacity, tmp_path):
     for number in range(30):  # 84 MB of frames
         fields["frames"][...] = number
         made.add(fields)
-    checkpoint.save(tmp_path / "c.h5", {"replay": made.state()})
     for rows in resumed._rows.values():
         rows.fill(1)
-    tracemalloc.start()
-    try:
-        with checkpoint.opened(tmp_path / "c.h5", "replay") as state:
-            resumed.restore(state["replay"])
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    peak = peak_of_restoring(made, resumed)
     assert resumed.size == made.size == 500
     assert peak < 30e6, peak
 
