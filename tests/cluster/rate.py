@@ -2,16 +2,19 @@
 
 Submits a batch script on one and on two nodes of a cluster in a box, in turns and with the same
 number of ranks: shared memory against TCP. Needs root and a quiet machine. Both nodes are this one
-machine, so a rank count per node above its cores keeps the ranks' niceness the same in both.
+machine: a rank count per node above its cores keeps the ranks' niceness the same in both, and Linux
+must not share cores between sessions, of which each node has one, before it looks at niceness.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import statistics
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.cluster.box import Box, missing
@@ -19,6 +22,22 @@ from tests.cluster.box import Box, missing
 ROOT = Path(__file__).parents[2]
 WARM_UP = 2
 """Rows of progress.csv, of five seconds each, that do not count."""
+
+AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
+
+
+@contextlib.contextmanager
+def one_group() -> Iterator[None]:
+    """Linux shares cores between processes, not first between the sessions that they belong to."""
+    if not AUTOGROUP.exists():
+        yield
+        return
+    before = AUTOGROUP.read_text()
+    AUTOGROUP.write_text("0")
+    try:
+        yield
+    finally:
+        AUTOGROUP.write_text(before)
 
 
 def main() -> None:
@@ -34,6 +53,7 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory(prefix="box", ignore_cleanup_errors=True) as root,
         tempfile.TemporaryDirectory(prefix="rate") as where,
+        one_group(),
         Box(Path(root), 2, options.ranks) as box,
     ):
         found: dict[int, list[float]] = {1: [], 2: []}
