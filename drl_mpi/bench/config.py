@@ -12,7 +12,7 @@ import tyro
 
 from drl_mpi.bench.command import Parser
 from drl_mpi.envs import EnvOptions
-from drl_mpi.run.launch import parse
+from drl_mpi.run.command_line import parse
 from drl_mpi.run.launcher import core_quota
 from drl_mpi.run.layout import Layout, local_layout, plan
 from drl_mpi.systems.central import Central
@@ -190,7 +190,7 @@ def parse_bench(arguments: Sequence[str]) -> BenchOptions:
     """The bench that a command line asks for.
 
     Raises:
-        UsageError: as ``run.launch.parse``, and for an unknown system.
+        UsageError: as ``run.command_line.parse``, and for an unknown system.
     """
     parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--system", choices=list(BENCHES), default=next(iter(BENCHES)))

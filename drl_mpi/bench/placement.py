@@ -19,7 +19,7 @@ from drl_mpi import systems
 from drl_mpi.bench.command import Parser, draw_or_say, guard, split_job_options
 from drl_mpi.bench.style import BLUE, GREEN, GREY, LIGHT, ORANGE, picture, picture_path
 from drl_mpi.errors import UsageError
-from drl_mpi.run.launch import parse
+from drl_mpi.run.command_line import parse
 from drl_mpi.run.layout import Layout, Placement, Role, plan
 
 if TYPE_CHECKING:

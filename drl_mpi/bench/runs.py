@@ -14,8 +14,8 @@ from pathlib import Path
 from drl_mpi.bench.command import BenchError
 from drl_mpi.bench.config import layout_here
 from drl_mpi.errors import EXIT_OK, EXIT_STOPPED
+from drl_mpi.run.command_line import parse
 from drl_mpi.run.folder import RunFolder
-from drl_mpi.run.launch import parse
 from drl_mpi.run.metrics import read_progress
 
 JOBS = Path(__file__).parents[2] / "jobs"

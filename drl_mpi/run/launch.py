@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import io
 import logging
 import os
-import re
 import socket
 import sys
 import time
@@ -17,9 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-import tyro
-
 from drl_mpi.errors import EXIT_OK, EXIT_USAGE, UsageError
+from drl_mpi.run.command_line import parse
 from drl_mpi.run.folder import RunFolder
 from drl_mpi.run.job import Job
 from drl_mpi.run.launcher import LAST_WORD_S, RELAUNCHED, launched_ranks, usable_cores
@@ -78,55 +75,6 @@ def _leave(code: int) -> NoReturn:
         # when a rank is gone without. C's handlers run, Python's threads are not waited for.
         ctypes.CDLL(None).exit(code)
     os._exit(code)
-
-
-def parse(presets: Mapping[str, J], arguments: Sequence[str], *, quiet: bool = False) -> J:
-    """The config that a command line asks for.
-
-    ``--preset NAME`` chooses the defaults, which ``--help`` then shows.
-
-    Raises:
-        UsageError: for an unknown preset. Other mistakes are tyro's, which exits with 2.
-    """
-    names = list(presets)
-    rest, chosen = list(arguments), names[0]
-    for i, argument in enumerate(rest):
-        if argument == "--preset" or argument.startswith("--preset="):
-            width = 1 if "=" in argument else 2
-            chosen = "=".join(rest[i : i + width]).partition("=")[2]
-            del rest[i : i + width]
-            break
-    if chosen not in presets:
-        raise UsageError(f"--preset is {chosen!r}; allowed: {', '.join(names)}")
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            return tyro.cli(
-                type(presets[chosen]),
-                default=presets[chosen],
-                args=rest,
-                config=(tyro.conf.OmitArgPrefixes,),
-                description=_description(presets[chosen], names),
-            )
-    except SystemExit as end:
-        if end.code == EXIT_OK:  # --help
-            if not quiet:
-                print(said.getvalue(), end="")
-            raise
-        raise UsageError(_one_line(said.getvalue())) from None
-
-
-def _one_line(box: str) -> str:
-    """The words of a framed error message, without the frame and the pointer to --help."""
-    text = " ".join(re.sub(r"[\u2500-\u257f]+|-{4,}", " ", box).split())
-    text = re.split(r"\.? For full helptext| Argument helptext:", text)[0]
-    for title in ("Parsing error ", "Unrecognized options ", "Invalid choice ", "Value error "):
-        text = text.removeprefix(title)
-    return text + "; see --help"
-
-
-def _description(job: Job, presets: Sequence[str]) -> str:
-    return f"{type(job).__doc__}\n\nPresets of all defaults: --preset {' | '.join(presets)}"
 
 
 def _rank_main(job: Job, rank: int, size: int) -> int:

@@ -39,7 +39,7 @@ from drl_mpi.bench.report import (
 from drl_mpi.bench.stage import STAGES, training
 from drl_mpi.envs import EnvOptions, probe
 from drl_mpi.errors import EXIT_OK, EXIT_USAGE
-from drl_mpi.run.launch import parse
+from drl_mpi.run.command_line import parse
 from drl_mpi.systems.network import make_net
 
 ROOT = Path(__file__).parents[2]

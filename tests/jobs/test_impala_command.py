@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import re
 import shutil
 import sys
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from drl_mpi.run import launch, relaunch
+from drl_mpi.run.command_line import parse
 from drl_mpi.systems.impala import PRESETS
 
 STARTED = 42
@@ -53,11 +55,27 @@ def test_help_lists_every_option_with_its_default(impala):
     assert "--preset small | paper" in text
 
 
+@pytest.mark.parametrize("width", [70, 100, 200])
+def test_help_fills_its_lines(impala, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    text = impala("--help", "").stdout
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    assert max(len(line) for line in lines if not line.startswith(" ")) <= 100
+    assert "`" not in text
+    for line, following in itertools.pairwise(lines):
+        assert line == line.rstrip()
+        words = line[24:]
+        if line.startswith(" " * 24) and following.startswith(" " * 24):
+            assert 24 + len(words) + 1 + len(following.split()[0]) > width - 2, line
+    assert "falls linearly to 0 at --total-frames" in " ".join(text.split())
+
+
 def test_the_paper_preset_shows_in_help_and_gives_way_to_options(impala):
     text = " ".join(impala("--preset paper --help", "").stdout.split())
     assert "(paper: 32). (default: 32)" in text
     assert "(paper: rmsprop). (default: rmsprop)" in text
-    config = launch.parse(PRESETS, ["--preset=paper", "--batch-size", "16"])
+    config = parse(PRESETS, ["--preset=paper", "--batch-size", "16"])
     assert (config.batch_size, config.optimizer) == (16, "rmsprop")
 
 
