@@ -33,8 +33,9 @@ _MAKE_ROOM = 6
 class Progress:
     """Shows rows of progress.csv as they come.
 
-    `width` is the terminal's in columns, None for anything that is not a terminal. `clock` gives
-    seconds. A stream that breaks (a closed pipe, a full disk) silences the display, never the run.
+    `width` is the terminal's in columns, None for anything that is not a terminal. The run ends
+    with `total_frames`, or when its rows' `time_s` has come to `total_s`. `clock` gives seconds. A
+    stream that breaks (a closed pipe, a full disk) silences the display, never the run.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class Progress:
         stream: TextIO | None = None,
         width: int | None = None,
         clock: Callable[[], float] = time.monotonic,
+        total_s: float = math.inf,
     ) -> None:
         self._total = total_frames
+        self._total_s = total_s
         self._stream: TextIO | None = sys.stdout if stream is None else stream
         self._width = width
         self._clock = clock
@@ -132,7 +135,7 @@ class Progress:
         episodes = count(min(row["episodes"], 100))
         lag, lag_max = number(row["policy_lag_mean"]), number(row["policy_lag_max"], 0)
         actors, learners = share(row["actor_wait"]), share(row["learner_wait"])
-        updates, version, eta = count(row["updates"]), count(row["version"]), self._eta()
+        updates, version, eta = count(row["updates"]), count(row["version"]), self._eta(row)
         long = {
             "frames": f"{done} frames {percent}",
             "rate": f"{rate(frame_rate)} frames/s",
@@ -159,14 +162,17 @@ class Progress:
         }
         return long, short
 
-    def _eta(self) -> str:
+    def _eta(self, row: Mapping[str, float]) -> str:
         """From the speed of the last minute: a row alone jumps too much."""
         (start, first), (end, last) = self._recent[0], self._recent[-1]
+        left = math.inf
         if last >= self._total:
-            return duration(0)
-        if end - start < ETA_AFTER_S or last <= first:
-            return "-"
-        return duration((self._total - last) * (end - start) / (last - first))
+            left = 0.0
+        elif end - start >= ETA_AFTER_S and last > first:
+            left = (self._total - last) * (end - start) / (last - first)
+        if self._total_s < math.inf:
+            left = min(left, max(0.0, self._total_s - row["time_s"]))
+        return duration(left)
 
 
 def terminal_width(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -80,7 +81,9 @@ class RunJournal:
         self._checkpoints = Checkpoints(folder.checkpoints)
         self._checkpoints.skipped = list(skipped)
         self._log = ProgressLog(folder.progress, (*columns, *SCALARS), folder.tensorboard)
-        self._progress = Progress(total_frames, width=display_width())
+        self._progress = Progress(
+            total_frames, width=display_width(), total_s=self._max_s or math.inf
+        )
         # One set of meters per period: taking a row starts its meters again.
         self._shown, self._logged = Metrics(clock), Metrics(clock)
         self._sums: defaultdict[str, float] = defaultdict(float)
@@ -185,7 +188,8 @@ class RunJournal:
         self._log.close()
         if complete:
             self._folder.mark_done({**self._row_logged, "checkpoint": self._saved})
-            self._progress.finish(f"finished: {frames:,} frames, {self._saved}")
+            limit = f", the end of --max-minutes {self._max_s / 60:g}" if self.out_of_time else ""
+            self._progress.finish(f"finished: {frames:,} frames{limit}, {self._saved}")
         else:
             self._progress.finish(
                 f"stopped early: saved {self._saved}; go on with --resume auto (the default)"

@@ -102,6 +102,7 @@ def test_more_frames_go_on(story):
 
 def test_the_time_limit_ends_a_run_with_success(story):
     assert story.timed.rc == 0, story.timed.text
+    assert ", the end of --max-minutes 0.01, " in story.timed.stdout, story.timed.text
     assert (story.folder / "DONE").exists()
 
 

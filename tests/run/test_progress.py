@@ -154,6 +154,21 @@ def test_no_eta_before_the_speed_is_known() -> None:
         assert progress.line(row).endswith(f"ETA {eta}"), seconds
 
 
+@pytest.mark.parametrize(
+    ("total_s", "total", "eta"),
+    [(400.0, 50_000_000, "4m10s"), (9e9, 50_000_000, "1h21m"), (100.0, 50_000_000, "0s"),
+     (400.0, 1000, "0s")],
+)  # fmt: skip
+def test_a_run_ends_with_its_frames_or_with_its_time(total_s, total, eta) -> None:
+    clock = Clock()
+    progress = Progress(total, io.StringIO(), None, clock, total_s)
+    progress.update(ROW)
+    clock.now += 10
+    row = {**ROW, "frames": ROW["frames"] + 100_000}
+    progress.update(row)
+    assert progress.line(row).endswith(f"ETA {eta}")
+
+
 def test_100_percent_only_at_the_end() -> None:
     progress, _, _ = shown(None, total=1000)
     progress.update(ROW)
