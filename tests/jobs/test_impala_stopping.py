@@ -54,7 +54,8 @@ def story(start, tiny, tmp_path_factory):
     told.raised = start(f"{tiny} --total-frames {total + 3000}", cwd, 2).wait()
     told.at_raise = counters(told.folder)
 
-    told.timed = start(f"{tiny} {FOREVER} --max-minutes 0.01", cwd, 2).wait()
+    told.over = start(f"{tiny} {FOREVER} --max-minutes 0.001", cwd, 2).wait()
+    told.timed = start(f"{tiny} {FOREVER} --max-minutes 0.01 --run-dir timed", cwd, 2).wait()
     return told
 
 
@@ -101,9 +102,11 @@ def test_more_frames_go_on(story):
 
 
 def test_the_time_limit_ends_a_run_with_success(story):
+    assert story.over.rc == 0, story.over.text
+    assert "run is finished: " in story.over.stdout
     assert story.timed.rc == 0, story.timed.text
     assert ", the end of --max-minutes 0.01, " in story.timed.stdout, story.timed.text
-    assert (story.folder / "DONE").exists()
+    assert (story.timed.cwd / "timed" / "DONE").exists()
 
 
 def test_the_curves_are_one_line(story, progress):
