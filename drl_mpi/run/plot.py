@@ -59,7 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code; bad usage is one line on stderr."""
     parser = _Parser(description="Plot the learning curves of runs.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="runs/NAME", help="run folders")
-    parser.add_argument("--output", type=Path, required=True, help="a .png, .pdf or .svg to write")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("curves.png"),
+        help="a .png, .pdf or .svg to write (default: %(default)s)",
+    )
     parser.add_argument("--x", choices=("frames", "time"), default="frames", help="the x axis")
     try:
         options = parser.parse_args(arguments)

@@ -38,6 +38,17 @@ def test_plots_runs_of_all_lengths(tmp_path: Path, x: str) -> None:
     assert output.stat().st_size > 20_000
 
 
+def test_it_has_a_name_if_none_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "good", 2)
+    assert main(["good"]) == EXIT_OK
+    assert capsys.readouterr().out == "wrote curves.png\n"
+    assert (tmp_path / "curves.png").exists()
+
+
 def test_a_systems_own_numbers_get_panels(tmp_path: Path) -> None:
     """Also beside a run that has none of them."""
     pytest.importorskip("matplotlib")
@@ -70,7 +81,7 @@ def test_a_systems_own_numbers_get_panels(tmp_path: Path) -> None:
         (["bad", "--output", "a.png"], "not a progress.csv"),
         (["good", "--output", "a.gif"], ".png, .pdf or .svg"),
         (["good", "--output", "nowhere/a.png"], "cannot write"),
-        (["good"], "--output"),
+        (["good", "--output"], "--output"),
         (["good", "--output", "a.png", "--x", "steps"], "--x"),
     ],
 )
