@@ -9,6 +9,7 @@ import torch
 from drl_mpi.nets.heads import DuelingHead, PolicyValueHead, QHead
 from drl_mpi.nets.layers import Conv, Linear
 from drl_mpi.nets.network import Core, Network
+from drl_mpi.nets.threads import one_thread
 from drl_mpi.nets.torsos import MLP, Deep, Plain, Torso
 
 SHALLOW = [(16, 8, 4), (32, 4, 2)]
@@ -35,8 +36,8 @@ def make(
     """Build a network.
 
     name: shallow, nature or deep for images (channels, height, width); mlp for vectors.
-    seed: of the initial weights, which then do not touch torch's global generator;
-    None draws one from it. Weights are orthogonal (gain sqrt 2 in the body, 0.01 for
+    seed: of the initial weights, which then do not touch torch's global generator and
+    do not depend on the number of threads; None draws one from it. Weights are orthogonal (gain sqrt 2 in the body, 0.01 for
     the policy, 1 for values), biases zero.
     Raises ValueError for an unknown choice or a net that cannot take this observation.
     """
@@ -58,9 +59,10 @@ def make(
 
     generator = torch.Generator()
     generator.manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
-    for module in net.modules():
-        if isinstance(module, Conv | Linear | Core):
-            module.initialise(generator)
+    with one_thread():
+        for module in net.modules():
+            if isinstance(module, Conv | Linear | Core):
+                module.initialise(generator)
     return net
 
 

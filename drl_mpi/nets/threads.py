@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+from collections.abc import Iterator
 
 import torch
 
@@ -11,10 +13,25 @@ def use_threads(count: int) -> None:
     """Sets the number of torch's threads for the calling thread.
 
     A thread's first parallel call takes over the number that was last set anywhere: asking for the
-    number first makes ours the last word.
+    number first makes ours the last word. It is never more than ``OMP_THREAD_LIMIT``: MKL would
+    wait for ever for threads that OpenMP does not give it.
     """
+    limit = os.environ.get("OMP_THREAD_LIMIT", "").strip()
+    if limit.isdecimal() and int(limit) > 0:
+        count = min(count, int(limit))
     if torch.get_num_threads() != count:
         torch.set_num_threads(count)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """What the calling thread computes in here is the same however many threads it may use."""
+    before = torch.get_num_threads()
+    use_threads(1)
+    try:
+        yield
+    finally:
+        use_threads(before)
 
 
 def own_stream(device: torch.device) -> contextlib.AbstractContextManager[object]:

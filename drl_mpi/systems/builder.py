@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
 from drl_mpi import envs, nets
 from drl_mpi.acting.local import Acting
 from drl_mpi.experience.rng import make_rng, unpack_rng
 from drl_mpi.experience.unroll import UnrollShape
+from drl_mpi.nets.threads import use_threads
 from drl_mpi.roles.unroller import Pace, Unroller
 from drl_mpi.systems.network import make_net
 from drl_mpi.systems.system import RankContext, System
@@ -31,7 +31,7 @@ class Builder:
         self.prepared = context.prepared
         self.poller = context.poller
         self.place = context.place
-        torch.set_num_threads(self.place.threads)
+        use_threads(self.place.threads)
         nets.keep_freed_memory()
         self.net = make_net(config, self.prepared.spec)
         self.shape = UnrollShape(
