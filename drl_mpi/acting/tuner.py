@@ -312,7 +312,7 @@ class Tuner:
         self._recent: list[float] = []
         self._incumbent = self._setting = start
         self.settled = False
-        self.said = "waiting for the first trained steps"
+        self.said = "measuring the first setting"
         self.history: list[Decision] = []
         self._search()
 

@@ -37,8 +37,8 @@ def make(
 
     name: shallow, nature or deep for images (channels, height, width); mlp for vectors.
     seed: of the initial weights, which then do not touch torch's global generator and
-    do not depend on the number of threads; None draws one from it. Weights are orthogonal (gain sqrt 2 in the body, 0.01 for
-    the policy, 1 for values), biases zero.
+    do not depend on the number of threads; None draws one from it. Weights are orthogonal
+    (gain sqrt 2 in the body, 0.01 for the policy, 1 for values), biases zero.
     Raises ValueError for an unknown choice or a net that cannot take this observation.
     """
     shape = tuple(int(n) for n in observation_shape)

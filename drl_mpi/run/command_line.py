@@ -115,7 +115,7 @@ def _fit(line: str) -> str:
     """tyro fits its table into the terminal, not what stands above it."""
     if line.startswith(" "):
         return line.rstrip()
-    return fill(line, min(shutil.get_terminal_size().columns, 100))
+    return fill(line, min(shutil.get_terminal_size().columns, 100), break_on_hyphens=False)
 
 
 def _plain(text: str) -> str:
@@ -134,4 +134,7 @@ def _one_line(box: str) -> str:
     text = re.split(r"\.? For full helptext| Argument helptext:", text)[0]
     for title in ("Parsing error ", "Unrecognized options ", "Invalid choice ", "Value error "):
         text = text.removeprefix(title)
-    return text + "; see --help"
+    # Of what it goes on to say, whole help texts, the names are enough.
+    text, *similar = re.split(r" (?:Perhaps you meant|Arguments similar to [^:]*): ", text)
+    meant = " ".join(words.split()[0] for words in similar)
+    return text + (f"; did you mean {meant}?" if meant else "; see --help")

@@ -63,7 +63,7 @@ class Progress:
 
         Args:
             row: of progress.csv.
-            also: what the system says beyond it; a terminal cuts it to its width.
+            also: what the system says beyond it; a terminal shows what it has room for.
         """
         now = self._clock()
         self._row, self._also = row, also
@@ -102,7 +102,7 @@ class Progress:
         for gone in range(len(_FIRST_TO_GO) + 1):
             text = "  ".join(short[name] for name in _ORDER if name not in _FIRST_TO_GO[:gone])
             if gone == _MAKE_ROOM:
-                also = also[: max(0, width - len(text) - 2)]
+                also = _cut(also, width - len(text) - 2)
             if len(text) + (2 + len(also) if also else 0) <= width:
                 break
         return (f"{text}  {also}" if also else text)[:width]
@@ -173,6 +173,19 @@ class Progress:
         if self._total_s < math.inf:
             left = min(left, max(0.0, self._total_s - row["time_s"]))
         return duration(left)
+
+
+def _cut(text: str, room: int) -> str:
+    """As much as fits of words and their numbers: no half number, no name without one."""
+    if len(text) <= room:
+        return text
+    words = text[: max(0, room) + 1].split(" ")[:-1]
+    while words and (
+        not any(sign.isdigit() for sign in words[-1])
+        or sum(word.count("(") - word.count(")") for word in words)
+    ):
+        words.pop()
+    return " ".join(words)
 
 
 def terminal_width(

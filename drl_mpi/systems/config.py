@@ -20,7 +20,10 @@ def parse_count(text: str) -> int:
     Raises:
         ValueError: for anything else.
     """
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number; write 2000000, 2_000_000 or 2e6") from None
     if not value.is_integer():
         raise ValueError(f"{text!r} is not a whole number")
     return int(value)

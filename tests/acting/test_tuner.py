@@ -440,7 +440,7 @@ def test_nothing_is_measured_before_the_first_trained_step() -> None:
     world = World(hill(Setting(2, 1, 1)), Setting(2, 1, 1))
     world.run(100.1, idle=True)
     assert world.settings == [Setting(1, 1, 1)] * len(world.settings)
-    assert world.tuner.said == "waiting for the first trained steps"
+    assert world.tuner.said == "measuring the first setting"
     world.settle()
     (decision,) = world.tuner.history
     assert decision.incumbent_rate.mean == pytest.approx(900.0, rel=1e-3)
@@ -564,7 +564,7 @@ def test_a_single_window_does_not_reopen_it(factor: float) -> None:
 def test_what_it_says() -> None:
     world = World(hill(Setting(2, 1, 2)), Setting(2, 1, 2))
     world.settle()
-    assert world.said[0] == "waiting for the first trained steps"
+    assert world.said[0] == "measuring the first setting"
     assert world.said[1] == "trying predictors 1->2 (1 window)", "from the first trained steps on"
     assert world.said[2:5] == [f"trying predictors 1->2 ({n} windows)" for n in (2, 3, 4)]
     assert world.said[8] == "predictors 1->2: +11% kept"

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from drl_mpi.run.metrics import COLUMNS
-from drl_mpi.run.progress import Progress, count, duration, rate, share, terminal_width
+from drl_mpi.run.progress import Progress, _cut, count, duration, rate, share, terminal_width
 
 ROW: dict[str, float] = {
     "time_s": 150.0,
@@ -208,3 +208,30 @@ def test_human_numbers() -> None:
     seconds = (0, 59.6, 725, 3599.6, 3720, 86_400, 183_600, math.inf)
     spoken = ["0s", "1m00s", "12m05s", "1h00m", "1h02m", "1d00h", "2d03h", "-"]
     assert [duration(value) for value in seconds] == spoken
+
+
+SAID = "PPS 3,427 TPS 85 batch 7 (4-12) answers 0.7 ms (99% 9)  P1 T2 A2/2  tuner: trying"
+
+
+def test_what_a_system_says_is_cut_between_numbers() -> None:
+    cuts = [_cut(SAID, room) for room in range(-3, len(SAID) + 2)]
+    assert cuts[0] == cuts[3 + len("PPS 3,42")] == ""
+    assert cuts[3 + len("PPS 3,427")] == "PPS 3,427"
+    assert cuts[3 + len("PPS 3,427 TPS 85 batch 7 (4-12")] == "PPS 3,427 TPS 85 batch 7"
+    assert cuts[-1] == SAID
+    for room, cut in enumerate(cuts, -3):
+        assert len(cut) <= max(room, 0)
+        assert SAID.startswith(cut)
+        assert (SAID + " ")[len(cut)] == " " or not cut
+        assert cut.count("(") == cut.count(")")
+
+
+@pytest.mark.parametrize("width", range(40, 200, 7))
+def test_a_narrow_line_has_whole_numbers(width) -> None:
+    progress, _, _ = shown(width)
+    progress.update(ROW, SAID)
+    line = progress.line(ROW, width, SAID)
+    assert len(line) <= width
+    assert {word for word in line.split() if word[0].isdigit() or word[0] == "("} <= {
+        *SAID.split(), *progress.line(ROW).split(), *line.split(SAID[:3])[0].split(),
+    }  # fmt: skip
