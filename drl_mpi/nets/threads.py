@@ -8,17 +8,20 @@ from collections.abc import Iterator
 
 import torch
 
+_LIMIT = os.environ.get("OMP_THREAD_LIMIT", "").strip()
+MOST_THREADS = int(_LIMIT) if _LIMIT.isdecimal() and int(_LIMIT) > 0 else None
+"""OpenMP's own limit, which it reads once, or ``None``. MKL would wait for ever for threads that
+OpenMP does not give it."""
+
 
 def use_threads(count: int) -> None:
     """Sets the number of torch's threads for the calling thread.
 
     A thread's first parallel call takes over the number that was last set anywhere: asking for the
-    number first makes ours the last word. It is never more than ``OMP_THREAD_LIMIT``: MKL would
-    wait for ever for threads that OpenMP does not give it.
+    number first makes ours the last word. It is never more than ``MOST_THREADS``.
     """
-    limit = os.environ.get("OMP_THREAD_LIMIT", "").strip()
-    if limit.isdecimal() and int(limit) > 0:
-        count = min(count, int(limit))
+    if MOST_THREADS is not None:
+        count = min(count, MOST_THREADS)
     if torch.get_num_threads() != count:
         torch.set_num_threads(count)
 

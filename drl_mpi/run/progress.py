@@ -163,7 +163,7 @@ class Progress:
         return long, short
 
     def _eta(self, row: Mapping[str, float]) -> str:
-        """From the speed of the last minute: a row alone jumps too much."""
+        """From the speed of the last minute, since a row alone jumps too much; or the time left."""
         (start, first), (end, last) = self._recent[0], self._recent[-1]
         left = math.inf
         if last >= self._total:

@@ -13,6 +13,14 @@ pytestmark = pytest.mark.alone  # torch's waiting threads take minutes where oth
 
 SHAPE = (4, 84, 84)
 
+
+@pytest.fixture(autouse=True)
+def threads_as_before():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 LIMITED = """
 import torch
 from drl_mpi import nets
@@ -44,7 +52,6 @@ def test_weights_do_not_depend_on_the_number_of_threads(name):
         use_threads(threads)
         made.append(nets.make(name, shape, 6, core="lstm", seed=3).state_dict())
         assert torch.get_num_threads() == threads
-    use_threads(1)
     for other in made[1:]:
         assert all(torch.equal(made[0][key], other[key]) for key in made[0])
 
@@ -54,4 +61,3 @@ def test_one_thread_gives_the_others_back():
     with one_thread():
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
-    use_threads(1)
