@@ -134,7 +134,11 @@ def _one_line(box: str) -> str:
     text = re.split(r"\.? For full helptext| Argument helptext:", text)[0]
     for title in ("Parsing error ", "Unrecognized options ", "Invalid choice ", "Value error "):
         text = text.removeprefix(title)
-    # Of what it goes on to say, whole help texts, the names are enough.
-    text, *similar = re.split(r" (?:Perhaps you meant|Arguments similar to [^:]*): ", text)
-    meant = " ".join(words.split()[0] for words in similar)
-    return text + (f"; did you mean {meant}?" if meant else "; see --help")
+    # Of what it goes on to say, whole help texts in the order of a set, the names are enough.
+    text, *rest = re.split(r" (?:Perhaps you meant|Arguments similar to ([^:]*)): ", text)
+    meant = sorted(
+        zip(rest[::2], rest[1::2], strict=True),
+        key=lambda similar: f"{text},".find(f"{similar[0]},"),
+    )
+    names = " ".join(words.split()[0] for _, words in meant)
+    return text + (f"; did you mean {names}?" if names else "; see --help")

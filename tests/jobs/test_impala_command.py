@@ -85,7 +85,7 @@ def test_good_options_start(impala):
 
 REFUSED = {
     "--total-frame 3e4": "Unrecognized options: --total-frame, 3e4; did you mean --total-frames?",
-    "--lerners 2 --sed 3": "; did you mean --learners --seed?",
+    "--lerners=2 --batch 4 --foo 1 --sed 3 --gama 1": "--learners --batch-size --seed --gamma?",
     "--total-frames 40M": "'40M' is not a number; write 2000000, 2_000_000 or 2e6",
     "--env CartPole-v9": "unknown environment 'CartPole-v9'",
     "--env Nowhere-v0": "unknown environment",
