@@ -8,9 +8,11 @@ consumed, frames = steps x action repeat, updates are optimiser steps.
 from __future__ import annotations
 
 import io
+import logging
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +24,9 @@ from drl_mpi.run.folder import write_atomically
 from drl_mpi.run.meters import Episodes, Lag, Metrics, Rate, Share
 
 if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
+    from drl_mpi.run.events import EventFile
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "COLUMNS",
@@ -78,7 +82,7 @@ class ProgressLog:
         self.path = path
         self._tensorboard = tensorboard
         self._file: io.TextIOWrapper | None = None
-        self._events: SummaryWriter | None = None
+        self._events: EventFile | None = None
         self._purge_step: int | None = None
         stored, rows = _read(path)
         self.columns = (*names, *(name for name in stored if name not in names))
@@ -135,27 +139,30 @@ class ProgressLog:
             self._file.close()
             self._file = None
         if self._events is not None:
-            self._events.close()
+            with self._events_or_none():
+                self._events.close()
             self._events = None
 
     def _append_events(self, row: Row) -> None:
         if self._tensorboard is None:
             return
-        if self._events is None:
-            # Imported here: only the one rank that logs should pay for it.
-            from tensorboardX import SummaryWriter
+        with self._events_or_none():
+            if self._events is None:
+                # Imported here: only the one rank that logs should pay for it.
+                from drl_mpi.run.events import EventFile
 
-            # File names hold whole seconds only: a number keeps a quick restart in its own file.
-            number = len(list(self._tensorboard.glob("events.*")))
-            self._events = SummaryWriter(
-                str(self._tensorboard),
-                purge_step=self._purge_step,
-                flush_secs=1,
-                filename_suffix=f".{number:04d}",
-            )
-        for name, value in row.items():
-            if name != "frames" and math.isfinite(value):
-                self._events.add_scalar(name, float(value), int(row["frames"]))
+                self._events = EventFile(self._tensorboard, self._purge_step)
+            values = {name: float(value) for name, value in row.items() if name != "frames"}
+            self._events.add(int(row["frames"]), values)
+
+    @contextmanager
+    def _events_or_none(self) -> Iterator[None]:
+        """Events are a copy: where they cannot be written, the run goes on without."""
+        try:
+            yield
+        except OSError as error:
+            log.warning("no more TensorBoard events: %s; progress.csv has all rows", error)
+            self._events = self._tensorboard = None
 
 
 def read_progress(path: Path) -> dict[str, npt.NDArray[np.float64]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -203,6 +205,33 @@ def test_tensorboard_gets_the_rows_over_frames_and_forgets_beyond_a_resume(path:
             if value.tag == "frames_per_s":
                 curve[event.step] = value.simple_value
     assert curve == {100: 7, 150: 9}
+
+
+@pytest.fixture
+def no_room() -> Iterator[Callable[[int], None]]:
+    """``no_room(n)``: files cannot grow beyond n bytes any more, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_where_events_cannot_be_written_the_run_goes_on(
+    path: Path, no_room: Callable[[int], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = path.parent / "tb"
+    log = ProgressLog(path, tensorboard=folder)
+    log.append(row(100, frames_per_s=7))
+    size = max(file.stat().st_size for file in folder.iterdir())
+    no_room(size + 10)
+    log.append(row(101, frames_per_s=8))  # progress.csv is smaller
+    no_room(10_000_000)
+    for frames in range(102, 150):  # more than any queue would hold
+        log.append(row(frames, frames_per_s=9))
+    log.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        "no more TensorBoard events: [Errno 27] File too large; progress.csv has all rows"
+    ]
+    assert len(read_progress(path)["frames"]) == 50
 
 
 def test_episodes_average_the_last_window() -> None:
