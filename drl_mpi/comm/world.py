@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drl_mpi.comm.mpi import MPI
-from drl_mpi.comm.poller import Poller
+from drl_mpi.comm.poller import SILENCE_S, Poller
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,17 @@ class World:
         """Whether ``leave`` was called."""
         return bool(MPI.Is_finalized())
 
-    def leave(self) -> None:
-        """Takes an orderly leave of MPI. Collective."""
+    def leave(self, within_s: float = SILENCE_S) -> None:
+        """Takes an orderly leave of MPI. Collective.
+
+        MPI holds Python's lock meanwhile, so only faulthandler's own thread sees the time pass.
+
+        Args:
+            within_s: seconds after which this process ends with a traceback and code 1.
+        """
+        faulthandler.dump_traceback_later(within_s, exit=True, file=2)
         MPI.Finalize()
+        faulthandler.cancel_dump_traceback_later()
 
 
 class Group:

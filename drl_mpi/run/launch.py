@@ -6,12 +6,13 @@ import contextlib
 import ctypes
 import logging
 import os
+import signal
 import socket
 import sys
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -47,12 +48,13 @@ def main(presets: Mapping[str, J], argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     launched: tuple[int, int] | None = None
     try:
-        launched = launched_ranks()
-        job = parse(presets, arguments, quiet=launched is not None and launched[0] != 0)
-        job.check()
-        if launched is None:
-            sys.exit(relaunch(job, [sys.argv[0], *arguments], signals))
-        _leave(_rank_main(job, *launched))
+        with _quiet_interrupt():
+            launched = launched_ranks()
+            job = parse(presets, arguments, quiet=launched is not None and launched[0] != 0)
+            job.check()
+            if launched is None:
+                sys.exit(relaunch(job, [sys.argv[0], *arguments], signals))
+            _leave(_rank_main(job, *launched))
     except UsageError as error:
         first = launched[0] == 0 if launched else os.environ.get("SLURM_PROCID", "0") == "0"
         if first:
@@ -60,6 +62,19 @@ def main(presets: Mapping[str, J], argv: Sequence[str] | None = None) -> None:
         else:
             time.sleep(LAST_WORD_S)
         sys.exit(EXIT_USAGE)
+
+
+@contextlib.contextmanager
+def _quiet_interrupt() -> Iterator[None]:
+    """Ctrl-C just ends this process, until a run listens to it: there is nothing to save."""
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else: nohup, or a test
+    if usual:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if usual:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _leave(code: int) -> NoReturn:
@@ -79,7 +94,7 @@ def _leave(code: int) -> NoReturn:
 
 def _rank_main(job: Job, rank: int, size: int) -> int:
     from drl_mpi.comm.guard import Guard
-    from drl_mpi.comm.poller import Poller
+    from drl_mpi.comm.poller import Poller, SilenceError
     from drl_mpi.comm.world import connect, library_version
 
     guard = Guard(rank)
@@ -101,15 +116,16 @@ def _rank_main(job: Job, rank: int, size: int) -> int:
         world.meet(Poller(VERDICTS * job.patience_s), "the first rank to look at the run folder")
         verdict: str | tuple[Layout, Any] = world.share(decided)
         if isinstance(verdict, str):
-            world.leave()
+            world.leave(job.patience_s)
             raise UsageError(verdict)
         layout, prepared = verdict
         if prepared is None:
-            world.leave()
+            world.leave(job.patience_s)
             return EXIT_OK
         _log_to(RunFolder(job.path).log(world.rank))
+        world.meet(Poller(job.patience_s), "the other ranks to open their logs in the run folder")
         code = job.play(world, layout, prepared)
-        world.leave()
+        world.leave(job.patience_s)
         return code
     except BaseException as error:
         if isinstance(error, UsageError) and world.left:
@@ -117,13 +133,17 @@ def _rank_main(job: Job, rank: int, size: int) -> int:
         # The first thing to be seen is the cause; only then do the other ranks end.
         if isinstance(error, UsageError):
             text, code = f"{Path(sys.argv[0]).name}: rank {world.rank}: {error}\n", EXIT_USAGE
+        elif isinstance(error, SilenceError):
+            # Others have waited as long, and mostly for the same rank: the first one tells.
+            time.sleep(LAST_WORD_S if world.rank else 0.0)
+            text, code = f"rank {world.rank}: {error}\n", 1
         else:
             text, code = f"rank {world.rank} failed:\n{traceback.format_exc()}", 1
         sys.stderr.write(text)
         sys.stderr.flush()
         time.sleep(FORWARD_S)
         if log.hasHandlers():
-            log.error(text)
+            log.error(text, exc_info=isinstance(error, SilenceError))
         world.abort(code)
         raise
 

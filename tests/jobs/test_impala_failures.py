@@ -1,6 +1,7 @@
 """A rank that fails: the cause is seen first and once, and everything ends."""
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -41,3 +42,13 @@ def test_an_environment_that_does_not_close_is_not_waited_for_for_ever(start, tm
 def test_a_reward_that_is_not_a_number_stops_the_learner(start, tiny, tmp_path):
     run = start(f"{tiny} {OPTIONS}", tmp_path, env={"DRL_TEST_FAULT": "nan:1:37"}).wait()
     check(run, 0, "DivergenceError: the gradient of update")
+
+
+def test_a_rank_that_is_stuck_with_its_log_is_named_in_one_line(mpirun, tiny, tmp_path):
+    program = Path(__file__).parent / "programs" / "stuck_job.py"
+    options = f"{tiny} --actors 2 --silence-timeout 10 --total-frames 400"
+    run = mpirun(3, program, 10, *options.split(), cwd=tmp_path, timeout=100)
+    assert run.rc not in (0, 2, 75, None), run.text
+    assert run.stderr.startswith("rank 0: waited 10 s for the other ranks to open their logs")
+    assert "Traceback" not in run.text
+    assert "Traceback" in (tmp_path / "run" / "logs" / "rank-0.log").read_text()

@@ -3,6 +3,8 @@
 import json
 import re
 import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -134,3 +136,17 @@ def test_resume_none_starts_in_a_fresh_folder_and_refuses_a_used_one(start, tiny
     assert second.rc == 2, second.text
     assert second.stderr.startswith("impala.py: --resume none")
     assert second.stderr.count("\n") == 1
+
+
+def test_ctrl_c_before_there_are_ranks_ends_it_without_a_word(tmp_path):
+    words = (
+        "import signal\nfrom drl_mpi.run import launch\n"
+        "from drl_mpi.systems.impala import PRESETS\n"
+        "launch.launched_ranks = lambda: signal.raise_signal(signal.SIGINT)\n"
+        "launch.main(PRESETS, [])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", words], cwd=tmp_path, capture_output=True, timeout=60, check=False
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (-signal.SIGINT, b"", b"")
+    assert not list(tmp_path.iterdir())
