@@ -7,12 +7,13 @@ import dataclasses
 import io
 import re
 import shutil
+import types
 import typing
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from inspect import cleandoc
 from textwrap import fill
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 from tyro.constructors import (
@@ -82,13 +83,21 @@ def _fields(info: StructTypeInfo) -> StructConstructorSpec | None:
         fields=tuple(
             StructFieldSpec(
                 name=field.name,
-                type=hints[field.name],
+                type=_plainly(hints[field.name]),
                 default=getattr(info.default, field.name),
                 helptext=partial(_help, info.type, field.name),
             )
             for field in dataclasses.fields(info.type)
         ),
     )
+
+
+def _plainly(hint: Any) -> Any:
+    """Shown as INT where tyro shows {None}|INT; what None stands for is in the help text."""
+    match typing.get_args(hint):
+        case (type() as kind, types.NoneType):
+            return Annotated[hint, tyro.conf.arg(metavar=kind.__name__.upper())]
+    return hint
 
 
 def _help(kind: type, name: str) -> str | None:

@@ -39,6 +39,8 @@ def find(folder: RunFolder, wish: str, identity: Mapping[str, Any]) -> Found | N
         UsageError: the folder or the checkpoint belongs to another configuration, no checkpoint
             is good, or a fresh start is wanted in a used folder.
     """
+    if not wish:
+        raise UsageError("--resume is empty; allowed: auto, none, or the path of a checkpoint")
     try:
         used = folder.config.exists()
         checkpoints = Checkpoints(folder.checkpoints)

@@ -63,6 +63,7 @@ def test_help_fills_its_lines(impala, monkeypatch, width):
     assert max(map(len, lines)) <= width
     assert max(len(line) for line in lines if not line.startswith(" ")) <= 100
     assert "`" not in text
+    assert "{None}" not in text
     for line, following in itertools.pairwise(lines):
         assert line == line.rstrip()
         words = line[24:]
@@ -119,6 +120,7 @@ REFUSED = {
     "--bogus 3": "--bogus",
     "--preset nope": "allowed: small, paper",
     "--resume nowhere.h5": "does not exist",
+    "--resume=": "allowed: auto, none, or the path",
     "--resume /etc/passwd": "no drl_mpi checkpoint",
     "--run-dir /etc/passwd": "cannot be used",
     "--run-dir /etc/passwd/x": "cannot be used",
