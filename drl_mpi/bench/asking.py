@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 SPEC = EnvSpec("Frames", (84, 84), "uint8", stack=4, num_actions=6, action_repeat=4)
 LENGTH = 5
-"""Steps per unroll, as GA3C has them. Unrolls are thrown away."""
+"""Steps per unroll, as Babaeizadeh et al. 2017 have them. Unrolls are thrown away."""
 ALONE = 300
 """Predictions that are timed without anybody asking."""
 

@@ -49,7 +49,9 @@ class Contender:
     options: tuple[str, ...] = ()
 
 
-LONE = Contender("A3C, 1 environment per worker", "a3c", ("--envs-per-actor", "1"))
+LONE = Contender(
+    "A3C, 1 environment per worker", "a3c", ("--envs-per-actor", "1", "--unroll-length", "5")
+)
 OURS = Contender("A3C, our defaults", "a3c")
 CENTRAL = Contender("GA3C", "ga3c", ("--tune", "off"))
 TUNED = "GA3C, tuned"

@@ -31,9 +31,10 @@ class A3C(Served):
     al. 2016 (``--core lstm`` for its recurrent variant).
     """
 
-    unroll_length: int = 5
-    """Steps per update and environment, t_max (Mnih et al. 2016: 5)."""
-    envs_per_actor: int = 16
+    unroll_length: int = 20
+    """Steps per update and environment, t_max (Mnih et al. 2016: 5, with which Pong takes far more
+    frames)."""
+    envs_per_actor: int = 8
     """Environments that each worker steps together (ours; the paper's workers have one)."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Where workers learn; with "auto" or "cuda" there can be no more of them than GPUs."""
@@ -46,11 +47,11 @@ class A3C(Served):
     """Weight of the value loss 0.5 (R - V)^2 (R: 0.5 in the authors' later code)."""
     entropy_cost: float = 0.01
     """Weight of the entropy bonus (Mnih et al. 2016: 0.01)."""
-    optimizer: Literal["adagrad", "rmsprop", "centred-rmsprop", "adam"] = "rmsprop"
+    optimizer: Literal["adagrad", "rmsprop", "centred-rmsprop", "adam"] = "adam"
     """Optimiser of the servers (Mnih et al. 2016: rmsprop with shared statistics)."""
-    learning_rate: float = 7e-4
+    learning_rate: float = 4e-4
     """At the start; falls linearly to 0 at ``total_frames`` (Mnih et al. 2016: drawn from 1e-4 to
-    1e-2)."""
+    1e-2, with rmsprop)."""
     decay: float = 0.99
     """RMSProp: decay of the averages (Mnih et al. 2016: 0.99)."""
     epsilon: float = 1e-5
@@ -110,7 +111,10 @@ PAPER = replace(
     A3C(),
     net="shallow",
     precision="fp32",
+    unroll_length=5,
     envs_per_actor=1,
+    optimizer="rmsprop",
+    learning_rate=7e-4,
     epsilon=0.1,
     total_frames=320_000_000,
 )

@@ -32,11 +32,12 @@ class GA3C(Central):
     ``--preset paper`` has the settings of Babaeizadeh et al. 2017.
     """
 
-    unroll_length: int = 5
-    """Steps per update and environment, t_max (Babaeizadeh et al. 2017: 5)."""
-    envs_per_actor: int = 32
+    unroll_length: int = 20
+    """Steps per update and environment, t_max (Babaeizadeh et al. 2017: 5, with which Pong takes
+    far more frames)."""
+    envs_per_actor: int = 16
     """Environments of each actor (ours; the paper's agents have one)."""
-    batch_size: int = 16
+    batch_size: int = 4
     """Unrolls of single environments per update (ours; the authors' code takes what is there)."""
     gamma: float = 0.99
     """Discount per step (Babaeizadeh et al. 2017: 0.99)."""
@@ -49,15 +50,15 @@ class GA3C(Central):
     """Weight of the entropy bonus (Babaeizadeh et al. 2017: 0.01)."""
     min_probability: float = 1e-6
     """Logarithms are of at least this probability (Babaeizadeh et al. 2017, section 3.3: 1e-6)."""
-    optimizer: Literal["rmsprop", "adam"] = "rmsprop"
+    optimizer: Literal["rmsprop", "adam"] = "adam"
     """Optimiser (Babaeizadeh et al. 2017: rmsprop)."""
-    learning_rate: float = 7e-4
-    """At the start (Babaeizadeh et al. 2017: 3e-4)."""
+    learning_rate: float = 4e-4
+    """At the start (Babaeizadeh et al. 2017: 3e-4 with rmsprop)."""
     anneal: bool = True
     """Lower the learning rate linearly to 0 at ``total_frames`` (the authors' code does not)."""
     decay: float = 0.99
     """RMSProp: decay of the squared gradient's average (Babaeizadeh et al. 2017: 0.99)."""
-    epsilon: float = 0.1
+    epsilon: float = 1e-5
     """Optimiser's epsilon: inside the root for rmsprop (Babaeizadeh et al. 2017: 0.1), outside for
     adam."""
     max_gradient_norm: float = 40.0
@@ -142,12 +143,14 @@ PAPER = replace(
     GA3C(),
     net="shallow",
     precision="fp32",
+    unroll_length=5,
     envs_per_actor=16,
     groups=16,
     batch_size=8,
     predictors=2,
     trainers=2,
     baseline_cost=1.0,
+    optimizer="rmsprop",
     learning_rate=3e-4,
     anneal=False,
     epsilon=0.1,

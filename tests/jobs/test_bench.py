@@ -94,7 +94,7 @@ def test_a_tiny_bench(system: str, tmp_path: Path) -> None:
         words += ["predictions ", "answers ", "1 predictors, 1 trainers, 2 actors"]
         asked = round(job["predict_batch_mean"])
         assert 2 <= asked <= 8, "two actors have two groups of two environments each"
-        assert sizes == {"environment": (2, 1), "inference": (asked, 1), "training": (8, 5)}
+        assert sizes == {"environment": (2, 1), "inference": (asked, 1), "training": (8, 20)}
     else:
         assert sizes == {"environment": (4, 1), "inference": (4, 1), "training": (8, 20)}
     for word in words:
@@ -146,7 +146,8 @@ def test_the_tuner_is_off_unless_it_is_wanted(tmp_path: Path) -> None:
 
 
 def test_batches_of_central_acting_are_those_that_the_job_had() -> None:
-    config = parse_bench(["--system=ga3c", "--envs-per-actor", "24", "--groups", "3"])
+    words = "--system=ga3c --envs-per-actor 24 --groups 3 --batch-size 16 --unroll-length 5"
+    config = parse_bench(words.split())
     assert config.batch_sizes(21.6) == {
         "environment": BatchSize(8),
         "inference": BatchSize(22),

@@ -17,8 +17,9 @@ STARTED = 42
 """What the replaced launcher returns."""
 PRESETS = {"ga3c": ga3c.PRESETS, "impala": impala.PRESETS}
 NAMES = {"ga3c": "", "impala": "--acting central"}
-POLE = "--env CartPole-v1 --net mlp --precision fp32 --envs-per-actor 4 --batch-size 4"
-PONG = "--env ALE/Pong-v5 --envs-per-actor 4"
+SHORT = "--unroll-length 5 --envs-per-actor 4"
+POLE = f"--env CartPole-v1 --net mlp --precision fp32 {SHORT} --batch-size 4"
+PONG = f"--env ALE/Pong-v5 {SHORT}"
 ALONE = "--core lstm --groups 1"
 LOGGED = "--log-seconds 0.2 --run-dir run"
 
@@ -46,7 +47,7 @@ def test_presets_are_checked_and_show_in_help(preset, job):
     text = " ".join(job("ga3c", f"--preset {preset} --help").stdout.split())
     assert "--preset small | paper" in text
     assert f"(default: {PRESETS['ga3c'][preset].learning_rate})" in text
-    assert "(Babaeizadeh et al. 2017: 3e-4)" in text
+    assert "(Babaeizadeh et al. 2017: 3e-4 with rmsprop)" in text
 
 
 REFUSED = {

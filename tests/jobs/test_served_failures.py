@@ -11,6 +11,7 @@ COMMON = (
     "--env odd_envs:Odd-v0 --net mlp --precision fp32 --envs-per-actor 4 --learners 2 "
     "--servers 2 --reward-clip 0 --log-seconds 0.5 --run-dir run"
 )
+SHORT = "--unroll-length 5"
 REPLAY = "--bundled --unroll-length 4 --replay-start 160 --replay-capacity 1000"
 
 
@@ -34,7 +35,7 @@ def served(folder, rank):
 
 
 def test_a_straggler_is_left_behind(start, tmp_path, progress):
-    options = f"{COMMON} --max-staleness 2 --total-frames 8000"
+    options = f"{COMMON} {SHORT} --max-staleness 2 --total-frames 8000"
     run = start(options, tmp_path, 4, odd("sleep", 1, 0.05), job="a3c").wait()
     assert run.rc == 0, run.text
     for server in (2, 3):
@@ -58,7 +59,7 @@ def test_a_straggler_is_left_behind(start, tmp_path, progress):
     ],
 )
 def test_odd_rewards_are_dropped_as_outliers(job, kind, start, tmp_path, progress):
-    options, rare = "--total-frames 20000", 600
+    options, rare = f"{SHORT} --total-frames 20000", 600
     if job == "gorilla":
         options, rare = f"{REPLAY} --total-frames 8000", 400
     # Behind the filter's first 100 gradients, which pass untested.
@@ -71,7 +72,8 @@ def test_odd_rewards_are_dropped_as_outliers(job, kind, start, tmp_path, progres
 
 
 def test_a_gradient_that_poisons_a_shard_ends_the_run(start, tmp_path):
-    run = start(f"{COMMON} --total-frames 1e9", tmp_path, 4, odd("blind", 1, 60), job="a3c").wait()
+    options = f"{COMMON} {SHORT} --total-frames 1e9"
+    run = start(options, tmp_path, 4, odd("blind", 1, 60), job="a3c").wait()
     assert run.rc not in (0, 2, 75), run.text
     first, second, *_ = run.stderr.splitlines()
     assert first in ("rank 2 failed:", "rank 3 failed:"), run.text

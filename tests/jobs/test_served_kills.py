@@ -19,7 +19,7 @@ COMMON = (
 )
 REPLAY = "--unroll-length 4 --replay-start 168 --replay-capacity 1200 --replay-priority 0.6"
 RUNS = {
-    "a3c": ("a3c", COMMON),
+    "a3c": ("a3c", f"{COMMON} --unroll-length 5"),
     "gorilla-bundled": ("gorilla", f"{COMMON} --bundled {REPLAY}"),
     "gorilla-global": ("gorilla", f"{COMMON} --replay global {REPLAY}"),
 }

@@ -10,6 +10,7 @@ from drl_mpi.systems import a3c, dqn, gorilla
 
 COMMON = "--env CartPole-v1 --net mlp --precision fp32 --lockstep --envs-per-actor 4 --run-dir run"
 WORKERS = f"{COMMON} --learners 2 --servers 2"
+SHORT = "--unroll-length 5 --optimizer rmsprop"
 REPLAY = (
     "--unroll-length 4 --replay-start 160 --replay-capacity 1000 --checkpoint-unrolls 10 "
     "--total-frames 3000 --target-period 70"
@@ -32,11 +33,11 @@ class Variant:
 
 VARIANTS = {
     "a3c": Variant(
-        "a3c", "llss", f"{WORKERS} --checkpoint-unrolls 15 --total-frames 3000",
+        "a3c", "llss", f"{WORKERS} {SHORT} --checkpoint-unrolls 15 --total-frames 3000",
         (3,), "outliers/seen",
     ),
     "a3c-lstm": Variant(
-        "a3c", "llss", f"{WORKERS} --core lstm --checkpoint-unrolls 15 --total-frames 4000",
+        "a3c", "llss", f"{WORKERS} {SHORT} --core lstm --checkpoint-unrolls 15 --total-frames 4000",
         (1, "STOP"), "outliers/seen",
     ),
     "gorilla-bundled": Variant(

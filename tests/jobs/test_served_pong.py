@@ -9,8 +9,8 @@ COMMON = "--env ALE/Pong-v5 --envs-per-actor 2 --total-frames 1600 --log-seconds
 REPLAY = "--unroll-length 4 --replay-start 32 --replay-capacity 200 --batch-size 8 --dueling"
 RUNS = {
     "gorilla": ("gorilla", f"--learners 2 --actors 2 --servers 1 {REPLAY}"),
-    "a3c": ("a3c", "--learners 2 --servers 2"),
-    "a3c-lstm": ("a3c", "--learners 1 --servers 1 --core lstm"),
+    "a3c": ("a3c", "--learners 2 --servers 2 --unroll-length 5"),
+    "a3c-lstm": ("a3c", "--learners 1 --servers 1 --unroll-length 5 --core lstm"),
 }
 
 

@@ -311,9 +311,9 @@ def test_envs_that_cannot_be_cut_are_named():
         ({"epsilon": -1.0}, "the optimiser's settings cannot work: "),
         (
             {"lockstep": True, "batch_size": 48},
-            "--lockstep: the 64 environments of all actors do not make whole batches of 48 unroll",
+            "--lockstep: the 32 environments of all actors do not make whole batches of 48 unroll",
         ),
-        ({"lockstep": True, "batch_size": 64}, ""),
+        ({"lockstep": True, "batch_size": 32}, ""),
         ({"lockstep": True, "batch_size": 16}, ""),
         ({"batch_size": 48}, ""),
     ],
