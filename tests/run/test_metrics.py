@@ -234,6 +234,21 @@ def test_where_events_cannot_be_written_the_run_goes_on(
     assert len(read_progress(path)["frames"]) == 50
 
 
+def test_a_row_that_cannot_be_written_is_no_secret(
+    path: Path, no_room: Callable[[int], None]
+) -> None:
+    log = ProgressLog(path)
+    log.append(row(100))
+    no_room(path.stat().st_size + 10)
+    with pytest.raises(OSError, match="File too large"):
+        log.append(row(101))
+    no_room(10_000_000)
+    log = ProgressLog(path)
+    log.append(row(101))
+    log.close()
+    assert frames_in(path) == [100, 101]
+
+
 def test_episodes_average_the_last_window() -> None:
     episodes = Episodes(window=3)
     assert math.isnan(episodes.mean)
