@@ -11,8 +11,7 @@ import io
 import logging
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,7 +64,8 @@ class ProgressLog:
 
     Columns are COLUMNS, then `extra_columns`; columns that an existing file has beyond these stay,
     filled with NaN. Nothing is touched on disk before the first `append` or `resume_at`. With
-    `tensorboard`, a folder, the same rows go there as events over frames.
+    `tensorboard`, a folder, the same rows go there as events over frames; where these cannot be
+    written, `warn` is told once, and the rows go on without them.
 
     Raises UsageError if `path` exists and is not a progress.csv.
     """
@@ -75,12 +75,14 @@ class ProgressLog:
         path: Path,
         extra_columns: Sequence[str] = (),
         tensorboard: Path | None = None,
+        warn: Callable[[str], object] = log.warning,
     ) -> None:
         names = (*COLUMNS, *extra_columns)
         if not _are_columns(names):
             raise ValueError(f"columns must be plain, distinct names: {', '.join(names)}")
         self.path = path
         self._tensorboard = tensorboard
+        self._warn = warn
         self._file: io.TextIOWrapper | None = None
         self._events: EventFile | None = None
         self._purge_step: int | None = None
@@ -139,30 +141,24 @@ class ProgressLog:
             self._file.close()
             self._file = None
         if self._events is not None:
-            with self._events_or_none():
-                self._events.close()
+            self._events.close()
             self._events = None
 
     def _append_events(self, row: Row) -> None:
         if self._tensorboard is None:
             return
-        with self._events_or_none():
+        try:
             if self._events is None:
                 # Imported here: only the one rank that logs should pay for it.
                 from drl_mpi.run.events import EventFile
 
                 self._events = EventFile(self._tensorboard, self._purge_step)
+                self._purge_step = None
             values = {name: float(value) for name, value in row.items() if name != "frames"}
             self._events.add(int(row["frames"]), values)
-
-    @contextmanager
-    def _events_or_none(self) -> Iterator[None]:
-        """Events are a copy: where they cannot be written, the run goes on without."""
-        try:
-            yield
-        except OSError as error:
-            log.warning("no more TensorBoard events: %s; progress.csv has all rows", error)
-            self._events = self._tensorboard = None
+        except OSError as error:  # they are a copy
+            self._warn(f"no more TensorBoard events: {error}; progress.csv has all rows")
+            self._tensorboard = None
 
 
 def read_progress(path: Path) -> dict[str, npt.NDArray[np.float64]]:

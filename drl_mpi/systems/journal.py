@@ -80,7 +80,9 @@ class RunJournal:
         self._clock = clock
         self._checkpoints = Checkpoints(folder.checkpoints)
         self._checkpoints.skipped = list(skipped)
-        self._log = ProgressLog(folder.progress, (*columns, *SCALARS), folder.tensorboard)
+        self._log = ProgressLog(
+            folder.progress, (*columns, *SCALARS), folder.tensorboard, warn=self.note
+        )
         self._progress = Progress(
             total_frames, width=display_width(), total_s=self._max_s or math.inf
         )

@@ -35,8 +35,16 @@ def test_a_rank_that_does_not_leave_is_not_waited_for_for_ever(mpirun):
     assert "left" not in done.stdout
 
 
+def test_a_rank_that_has_left_is_not_ended(mpirun):
+    done = mpirun(1, PROGRAM.with_name("leave.py"), "stay", timeout=50)
+    assert (done.rc, done.stdout) == (0, "left\n"), done.text
+
+
 def test_mpi_does_not_take_the_signal_of_a_lost_terminal():
     """UCX would, for its debugger."""
-    words = "import drl_mpi.comm.mpi, os, signal; os.kill(os.getpid(), signal.SIGHUP)"
+    words = (
+        "import os, signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)  # not so under nohup\n"
+        "import drl_mpi.comm.mpi; os.kill(os.getpid(), signal.SIGHUP)"
+    )
     done = subprocess.run([sys.executable, "-c", words], timeout=50, check=False)
     assert done.returncode == -signal.SIGHUP

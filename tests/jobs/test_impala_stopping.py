@@ -141,8 +141,9 @@ def test_resume_none_starts_in_a_fresh_folder_and_refuses_a_used_one(start, tiny
 def test_ctrl_c_before_there_are_ranks_ends_it_without_a_word(tmp_path):
     words = (
         "import signal\nfrom drl_mpi.run import launch\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # not so in a shell's &
         "from drl_mpi.systems.impala import PRESETS\n"
-        "launch.launched_ranks = lambda: signal.raise_signal(signal.SIGINT)\n"
+        "launch.launched_ranks = lambda: [signal.raise_signal(signal.SIGINT), exit(3)]\n"
         "launch.main(PRESETS, [])"
     )
     run = subprocess.run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import resource
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -195,8 +196,11 @@ def test_tensorboard_gets_the_rows_over_frames_and_forgets_beyond_a_resume(path:
     resumed.resume_at(100)
     resumed.append(row(150, frames_per_s=9))
     resumed.close()
+    resumed.append(row(151, frames_per_s=10))
+    resumed.close()
     curve: dict[int, float] = {}
     for event in events(folder):
+        assert abs(event.wall_time - time.time()) < 100
         if event.HasField("session_log"):
             curve = {step: value for step, value in curve.items() if step < event.step}
         for value in event.summary.value:
@@ -204,7 +208,7 @@ def test_tensorboard_gets_the_rows_over_frames_and_forgets_beyond_a_resume(path:
             assert value.tag != "return_mean", "NaN is no point of a curve"
             if value.tag == "frames_per_s":
                 curve[event.step] = value.simple_value
-    assert curve == {100: 7, 150: 9}
+    assert curve == {100: 7, 150: 9, 151: 10}
 
 
 @pytest.fixture
@@ -231,6 +235,7 @@ def test_where_events_cannot_be_written_the_run_goes_on(
     assert [record.getMessage() for record in caplog.records] == [
         "no more TensorBoard events: [Errno 27] File too large; progress.csv has all rows"
     ]
+    assert len(list(folder.iterdir())) == 1
     assert len(read_progress(path)["frames"]) == 50
 
 
