@@ -13,11 +13,13 @@ from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from inspect import cleandoc
 from textwrap import fill
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import tyro
 from tyro.constructors import (
     ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
     StructConstructorSpec,
     StructFieldSpec,
     StructTypeInfo,
@@ -83,7 +85,7 @@ def _fields(info: StructTypeInfo) -> StructConstructorSpec | None:
         fields=tuple(
             StructFieldSpec(
                 name=field.name,
-                type=_plainly(hints[field.name]),
+                type=hints[field.name],
                 default=getattr(info.default, field.name),
                 helptext=partial(_help, info.type, field.name),
             )
@@ -92,12 +94,19 @@ def _fields(info: StructTypeInfo) -> StructConstructorSpec | None:
     )
 
 
-def _plainly(hint: Any) -> Any:
-    """Shown as INT where tyro shows {None}|INT; what None stands for is in the help text."""
-    match typing.get_args(hint):
+@_REGISTRY.primitive_rule
+def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """INT where tyro would show {None}|INT; what None stands for is in the help text."""
+    match typing.get_args(info.type):
         case (type() as kind, types.NoneType):
-            return Annotated[hint, tyro.conf.arg(metavar=kind.__name__.upper())]
-    return hint
+            return PrimitiveConstructorSpec(
+                nargs=1,
+                metavar=kind.__name__.upper(),
+                instance_from_str=lambda words: None if words == ["None"] else kind(*words),
+                is_instance=lambda value: value is None or isinstance(value, kind),
+                str_from_instance=lambda value: [str(value)],
+            )
+    return None
 
 
 def _help(kind: type, name: str) -> str | None:
@@ -141,7 +150,13 @@ def _one_line(box: str) -> str:
     """The words of a framed error message, without the frame and the pointer to --help."""
     text = " ".join(re.sub(r"[\u2500-\u257f]+|-{4,}", " ", box).split())
     text = re.split(r"\.? For full helptext| Argument helptext:", text)[0]
-    for title in ("Parsing error ", "Unrecognized options ", "Invalid choice ", "Value error "):
+    for title in (
+        "Parsing error ",
+        "Unrecognized options ",
+        "Invalid choice ",
+        "Value error ",
+        "Missing argument ",
+    ):
         text = text.removeprefix(title)
     # Of what it goes on to say, whole help texts in the order of a set, the names are enough.
     text, *rest = re.split(r" (?:Perhaps you meant|Arguments similar to ([^:]*)): ", text)
