@@ -5,6 +5,7 @@ import io
 import itertools
 import re
 import shutil
+import signal
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from types import SimpleNamespace
@@ -81,7 +82,12 @@ def test_the_paper_preset_shows_in_help_and_gives_way_to_options(impala):
 
 
 def test_good_options_start(impala):
-    assert impala("").rc == STARTED
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert impala("").rc == STARTED
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 REFUSED = {
