@@ -40,8 +40,11 @@ class EventFile:
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Adds the finite ones of some values, by name."""
-        finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in finite.items()]
+        scalars = [
+            Summary.Value(tag=name, simple_value=float(value))
+            for name, value in values.items()
+            if math.isfinite(value)
+        ]
         self._write(Event(step=step, summary=Summary(value=scalars)))
 
     def close(self) -> None:

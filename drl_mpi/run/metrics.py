@@ -154,7 +154,7 @@ class ProgressLog:
 
                 self._events = EventFile(self._tensorboard, self._purge_step)
                 self._purge_step = None
-            values = {name: float(value) for name, value in row.items() if name != "frames"}
+            values = {name: value for name, value in row.items() if name != "frames"}
             self._events.add(int(row["frames"]), values)
         except OSError as error:  # they are a copy
             self._warn(f"no more TensorBoard events: {error}; progress.csv has all rows")
