@@ -32,8 +32,8 @@ class A3C(Served):
     """
 
     unroll_length: int = 20
-    """Steps per update and environment, t_max (Mnih et al. 2016: 5, with which Pong takes far more
-    frames)."""
+    """Steps per update and environment, t_max (Mnih et al. 2016: 5, with which Pong had not begun
+    to be learned after 5M frames)."""
     envs_per_actor: int = 8
     """Environments that each worker steps together (ours; the paper's workers have one)."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"

@@ -33,8 +33,8 @@ class GA3C(Central):
     """
 
     unroll_length: int = 20
-    """Steps per update and environment, t_max (Babaeizadeh et al. 2017: 5, with which Pong takes
-    far more frames)."""
+    """Steps per update and environment, t_max (Babaeizadeh et al. 2017: 5, with which Pong had not
+    begun to be learned after 5M frames)."""
     envs_per_actor: int = 16
     """Environments of each actor (ours; the paper's agents have one)."""
     batch_size: int = 4
